@@ -1,0 +1,50 @@
+"""What an attack says: a score for each record it did not abstain on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vestige.errors import InvalidInput
+
+__all__ = ["Scores"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Membership scores, *higher = more likely a member*.
+
+    An attack that abstains on a record leaves its id out: there is no NaN and no sentinel.
+
+    Attributes:
+        ids: (n,) ids of the records scored, unique.
+        values: (n,) float64, finite.
+        p_values: (n,) in [0, 1], of the hypothesis "not a member", or None.
+    """
+
+    ids: NDArray[Any]
+    values: NDArray[np.float64]
+    p_values: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.shape != self.ids.shape or self.ids.ndim != 1:
+            raise InvalidInput(
+                f"expected one score for each id, got {self.values.shape} scores for "
+                f"{self.ids.shape} ids"
+            )
+        if len(np.unique(self.ids)) != len(self.ids):
+            raise InvalidInput("expected unique ids, got a record that was scored twice")
+        if not np.isfinite(self.values).all():
+            raise InvalidInput(
+                "expected finite scores, got NaN or infinity; an attack abstains by leaving an "
+                "id out"
+            )
+        p = self.p_values
+        if p is not None and not (p.shape == self.ids.shape and ((p >= 0) & (p <= 1)).all()):
+            raise InvalidInput("expected one p-value in [0, 1] for each id")
+
+    def __len__(self) -> int:
+        return len(self.ids)

@@ -1,0 +1,33 @@
+"""Recipes, one model, a whole pool."""
+
+from vestige.training.fit import Batch, fit, mean_gradients
+from vestige.training.many import half_and_half, train_many
+from vestige.training.networks import CNN, MLP
+from vestige.training.recipe import (
+    EarlyStopping,
+    EstimatorRecipe,
+    FunctionRecipe,
+    Recipe,
+    TorchRecipe,
+    cosine,
+    cross_entropy,
+)
+from vestige.training.store import Store
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "Batch",
+    "EarlyStopping",
+    "EstimatorRecipe",
+    "FunctionRecipe",
+    "Recipe",
+    "Store",
+    "TorchRecipe",
+    "cosine",
+    "cross_entropy",
+    "fit",
+    "half_and_half",
+    "mean_gradients",
+    "train_many",
+]

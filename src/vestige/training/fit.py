@@ -1,0 +1,314 @@
+"""One model: the objective and the gradients are its seams.
+
+Random numbers come in three streams spawned from the model's seed (initial weights, batch order,
+everything drawn while training), so that a model is the same alone and among others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vestige.errors import InvalidInput
+from vestige.models import TorchModel, evaluating
+from vestige.records import Records
+from vestige.training.recipe import TorchRecipe
+
+__all__ = ["Batch", "Gradients", "Objective", "fit", "mean_gradients"]
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's records.
+
+    Attributes:
+        x: (n, ...) inputs on the model's device.
+        y: (n,) int64 labels.
+        step: optimizer steps taken before this one.
+    """
+
+    x: Tensor
+    y: Tensor
+    step: int
+
+
+Objective = Callable[[Any, Batch], Tensor]
+Gradients = Callable[[nn.Module, Batch, Objective], Sequence[Tensor]]
+
+
+def mean_gradients(net: nn.Module, batch: Batch, objective: Objective) -> Sequence[Tensor]:
+    """Gradients of the objective with respect to each trained parameter."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    return torch.autograd.grad(objective(net, batch), trained, materialize_grads=True)
+
+
+@dataclass(frozen=True)
+class RecipeLoss:
+    """The objective that a recipe names: its loss on its logits."""
+
+    recipe: TorchRecipe
+
+    def __call__(self, net: Any, batch: Batch) -> Tensor:
+        return self.recipe.loss(self.recipe.logits(net(batch.x)), batch.y)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """A model's random numbers: `initial` and `noise` seed torch, `order` draws batches."""
+
+    initial: int
+    order: np.random.Generator
+    noise: int
+
+    @classmethod
+    def of(cls, seed: int) -> Streams:
+        initial, order, noise = np.random.SeedSequence(seed).spawn(3)
+        return cls(_word(initial), np.random.default_rng(order), _word(noise))
+
+
+def _word(sequence: np.random.SeedSequence) -> int:
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: two threads on small matrices are slower than one, by up to 37x."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def built(recipe: TorchRecipe, seed: int) -> nn.Module:
+    """A new module, its initial weights drawn from the seed; the global generator is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return recipe.build()
+
+
+class Resident:
+    """Records as tensors; memory-mapped ones are gathered batch by batch instead."""
+
+    def __init__(self, records: Records, net: nn.Module, device: str) -> None:
+        self._device = torch.device(device)
+        self._y = torch.from_numpy(records.y.astype(np.int64)).to(self._device)
+        self._dtype = _input_dtype(records, net)
+        in_memory = type(records.x) is np.ndarray
+        self._x = records.x
+        self._resident = torch.from_numpy(_writable(records.x)) if in_memory else None
+        if self._resident is not None:
+            # whole numbers (pixels) stay small in memory and become floating a batch at a time
+            keep = self._resident.dtype in (torch.uint8, torch.int8)
+            self._resident = self._resident.to(self._device, None if keep else self._dtype)
+
+    def gather(self, index: Index) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of the rows; index may have any number of dimensions."""
+        rows = torch.from_numpy(index.reshape(-1)).to(self._device)
+        if self._resident is not None:
+            x = self._resident.index_select(0, rows)
+        else:
+            x = torch.from_numpy(np.ascontiguousarray(self._x[index.reshape(-1)]))
+        x = x.to(self._device, self._dtype)
+        y = self._y.index_select(0, rows)
+        return x.reshape(*index.shape, *x.shape[1:]), y.reshape(index.shape)
+
+
+def _writable(x: Any) -> NDArray[Any]:
+    array = np.ascontiguousarray(x)
+    return array if array.flags.writeable else array.copy()
+
+
+def _input_dtype(records: Records, net: nn.Module) -> torch.dtype:
+    embeds = any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in net.modules())
+    if records.x.dtype.kind != "f" and embeds:
+        return torch.int64
+    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+
+
+def make_optimizer(recipe: TorchRecipe, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """The recipe's optimizer, fused: the default Adam is a Python loop over parameters."""
+    decay = recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=decay, fused=True
+        )
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=decay, fused=True)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=decay, fused=True)
+    assert not isinstance(recipe.optimizer, str)
+    return recipe.optimizer(parameters)
+
+
+def assign(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Set each parameter's gradient, in the parameter's own memory layout.
+
+    Fused optimizers walk both memories in step: a transposed gradient, as autograd returns for a
+    linear layer's weight, would silently be applied to the wrong entries.
+    """
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+
+
+def set_rate(
+    optimizer: torch.optim.Optimizer, base: list[float], recipe: TorchRecipe, progress: float
+) -> None:
+    if recipe.schedule is not None:
+        factor = recipe.schedule(progress)
+        for group, rate in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = rate * factor
+
+
+def n_steps(recipe: TorchRecipe, n_records: int) -> int:
+    return recipe.steps or recipe.epochs * len(epoch_bounds(n_records, recipe.batch_size))
+
+
+def epoch_bounds(n_records: int, batch_size: int) -> list[tuple[int, int]]:
+    """Where batches begin and end; a last batch of one record joins the one before it.
+
+    Batch normalization cannot train on a single record.
+    """
+    starts = list(range(0, n_records, batch_size))
+    if len(starts) > 1 and n_records - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], n_records], strict=True))
+
+
+def epochs_of(rows: Index, recipe: TorchRecipe, order: np.random.Generator) -> Iterator[Index]:
+    """The rows in a new order for each epoch, without end."""
+    while True:
+        yield rows[order.permutation(len(rows))]
+
+
+def batches(rows: Index, recipe: TorchRecipe, order: np.random.Generator) -> Iterator[Index]:
+    """Batches of rows, a new order each epoch, without end."""
+    for shuffled in epochs_of(rows, recipe, order):
+        for start, stop in epoch_bounds(len(rows), recipe.batch_size):
+            yield shuffled[start:stop]
+
+
+def fit(
+    recipe: TorchRecipe,
+    records: Records,
+    *,
+    seed: int,
+    objective: Objective | None = None,
+    gradients: Gradients = mean_gradients,
+) -> TorchModel:
+    """Train one model on all the records.
+
+    Args:
+        objective: (net, batch) -> scalar loss; by default the recipe's loss on its logits.
+        gradients: (net, batch, objective) -> one gradient a trained parameter.
+
+    Raises:
+        InvalidInput: no records, or the loss stopped being finite.
+    """
+    if not len(records):
+        raise InvalidInput("expected records to train on, got none")
+    streams = Streams.of(seed)
+    net = built(recipe, streams.initial).to(recipe.device)
+    data = Resident(records, net, recipe.device)
+    rows = np.arange(len(records))
+    with one_thread(), torch.random.fork_rng(devices=_cuda_devices(recipe)):
+        torch.manual_seed(streams.noise)
+        train(recipe, net, data, rows, streams, objective or RecipeLoss(recipe), gradients)
+    return recipe.handle(checked(net))
+
+
+def _cuda_devices(recipe: TorchRecipe) -> list[int]:
+    return list(range(torch.cuda.device_count())) if recipe.device.startswith("cuda") else []
+
+
+def train(
+    recipe: TorchRecipe,
+    net: nn.Module,
+    data: Resident,
+    rows: Index,
+    streams: Streams,
+    objective: Objective,
+    gradients: Gradients = mean_gradients,
+) -> None:
+    """Train the module in place on the given rows."""
+    watch = None
+    if recipe.early_stopping is not None:
+        rows, held_out = _held_out(rows, recipe.early_stopping.fraction, streams.order)
+        watch = _Watch(recipe.early_stopping.patience, net, data, held_out, objective)
+    trained: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
+    optimizer = make_optimizer(recipe, trained)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    noise = torch.Generator(device=recipe.device).manual_seed(streams.noise)
+    total, epoch = n_steps(recipe, len(rows)), len(epoch_bounds(len(rows), recipe.batch_size))
+    net.train()
+    for step, index in zip(range(total), batches(rows, recipe, streams.order), strict=False):
+        x, y = data.gather(index)
+        if recipe.augment is not None:
+            x = recipe.augment(x, noise)
+        assign(trained, gradients(net, Batch(x, y, step), objective))
+        set_rate(optimizer, rates, recipe, step / total)
+        optimizer.step()
+        if watch is not None and (step + 1) % epoch == 0 and watch.should_stop():
+            break
+    if watch is not None:
+        watch.restore()
+    net.eval()
+
+
+def _held_out(rows: Index, fraction: float, order: np.random.Generator) -> tuple[Index, Index]:
+    shuffled = rows[order.permutation(len(rows))]
+    count = max(1, round(fraction * len(rows)))
+    if count >= len(rows):
+        raise InvalidInput(
+            f"expected early stopping to leave records to train on, got {len(rows)} records and "
+            f"a held-out share of {fraction}"
+        )
+    return np.sort(shuffled[count:]), shuffled[:count]
+
+
+class _Watch:
+    """Keeps the weights with the lowest loss on held-out records."""
+
+    def __init__(
+        self, patience: int, net: nn.Module, data: Resident, rows: Index, objective: Objective
+    ) -> None:
+        self._patience, self._net, self._objective = patience, net, objective
+        self._parts = [data.gather(part) for part in np.array_split(rows, -(-len(rows) // 1024))]
+        self._best, self._state, self._since = float("inf"), copy.deepcopy(net.state_dict()), 0
+
+    def should_stop(self) -> bool:
+        with evaluating(self._net), torch.no_grad():
+            losses = [
+                float(self._objective(self._net, Batch(x, y, 0))) * len(y) for x, y in self._parts
+            ]
+        if sum(losses) < self._best:
+            self._best, self._since = sum(losses), 0
+            self._state = copy.deepcopy(self._net.state_dict())
+        else:
+            self._since += 1
+        return self._since >= self._patience
+
+    def restore(self) -> None:
+        self._net.load_state_dict(self._state)
+
+
+def checked(net: nn.Module) -> nn.Module:
+    """The module, if training left it finite."""
+    bad = [n for n, p in net.named_parameters() if not torch.isfinite(p).all()]
+    if bad:
+        raise InvalidInput(
+            f"expected training to converge, got NaN or infinite weights in {bad[0]}; lower the "
+            "learning rate or scale the inputs"
+        )
+    return net

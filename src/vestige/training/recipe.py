@@ -1,0 +1,330 @@
+"""How a model like the target is trained.
+
+A recipe holds hyper-parameters and fits one model from records and a seed; `train_many` fits a
+pool of them. Everything random comes from the seed: initial weights, batch order, augmentation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vestige.errors import DamagedFile, InvalidInput
+from vestige.models import BlackBox, EstimatorModel, TorchModel, default_logits
+from vestige.records import Records
+from vestige.training.fingerprint import fingerprint
+
+__all__ = [
+    "EarlyStopping",
+    "EstimatorRecipe",
+    "FunctionRecipe",
+    "Recipe",
+    "TorchRecipe",
+    "cosine",
+    "cross_entropy",
+]
+
+
+class Recipe(Protocol):
+    """Trains a model, and writes and reads it without pickles."""
+
+    @property
+    def suffix(self) -> str:
+        """The ending of a stored model's file name."""
+        ...
+
+    def fit(self, records: Records, seed: int) -> BlackBox: ...
+    def key(self) -> str:
+        """A digest of everything that decides what `fit` returns but the records and the seed."""
+        ...
+
+    def write(self, model: Any, path: Path) -> None: ...
+    def read(self, path: Path, n_classes: int) -> BlackBox: ...
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy; binary cross-entropy where there is one logit."""
+    if logits.ndim == 1 or logits.shape[-1] == 1:
+        flat = logits.reshape(-1)
+        return functional.binary_cross_entropy_with_logits(flat, y.to(flat.dtype))
+    return functional.cross_entropy(logits, y)
+
+
+def cosine(progress: float) -> float:
+    """Learning-rate factor (1 + cos(pi progress)) / 2, from 1 to 0 (Loshchilov & Hutter 2017)."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when the loss on held-out records of the model's own has not fallen for a while.
+
+    Args:
+        patience: epochs without a new best loss before stopping.
+        fraction: share of the model's records held out for this; they are not trained on.
+    """
+
+    patience: int = 5
+    fraction: float = 0.1
+
+
+@dataclass(frozen=True)
+class TorchRecipe:
+    """Mini-batch training of a torch module.
+
+    Args:
+        build: makes a new module; called with no arguments under the model's own seed.
+        epochs: passes over the records, unless `steps` is given.
+        steps: optimizer steps, instead of epochs.
+        batch_size: records a step; the last batch of an epoch may be smaller.
+        optimizer: "sgd", "adam", "adamw", or a function from parameters to a torch optimizer.
+        lr: learning rate.
+        momentum: of SGD.
+        weight_decay: torch's weight decay, w * theta added to the gradient (SGD, Adam) or
+            decoupled (AdamW); an L2 penalty lambda ||theta||^2 is w = 2 lambda.
+        schedule: factor on the learning rate at a progress in [0, 1), for example `cosine`.
+        loss: mean loss of (logits, y).
+        logits: where the logits are in the module's output.
+        augment: (x, generator) -> x for one batch, applied in training only.
+        early_stopping: see `EarlyStopping`; off by default.
+        device: "cpu" or "cuda".
+    """
+
+    build: Callable[[], nn.Module]
+    epochs: int = 20
+    steps: int | None = None
+    batch_size: int = 64
+    optimizer: str | Callable[[list[Tensor]], torch.optim.Optimizer] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Callable[[float], float] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    logits: Callable[[Any], Tensor] = default_logits
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    early_stopping: EarlyStopping | None = None
+    device: str = "cpu"
+
+    suffix = ".safetensors"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.build, nn.Module):
+            raise InvalidInput(
+                "expected build to make a new module, got a module; pass a function, for example "
+                "build=lambda: MyNet()"
+            )
+        if isinstance(self.optimizer, str) and self.optimizer not in ("sgd", "adam", "adamw"):
+            raise InvalidInput(
+                f'expected optimizer "sgd", "adam", "adamw" or a function, got {self.optimizer!r}'
+            )
+        counts = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
+        if self.steps is not None:
+            counts["steps"] = self.steps
+        wrong = [f"{name}={value}" for name, value in counts.items() if not value > 0]
+        if wrong:
+            raise InvalidInput(f"expected positive values, got {', '.join(wrong)}")
+
+    def fit(self, records: Records, seed: int) -> TorchModel:
+        """One model trained on all the records."""
+        from vestige.training.fit import fit
+
+        return fit(self, records, seed=seed)
+
+    def key(self) -> str:
+        from vestige.training.fit import built
+
+        return fingerprint([self, repr(built(self, 0)), shapes(built(self, 0))])
+
+    def handle(self, net: nn.Module) -> TorchModel:
+        return TorchModel(net, logits=self.logits)
+
+    def write(self, model: Any, path: Path) -> None:
+        write_tensors(model.net, path)
+
+    def read(self, path: Path, n_classes: int) -> TorchModel:
+        from vestige.training.fit import built
+
+        net = built(self, 0)
+        read_tensors(net, path)
+        return self.handle(net.to(self.device))
+
+
+def shapes(net: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(t.shape)) for name, t in tensors_of(net).items()]
+
+
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; tied weights once."""
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+def write_tensors(net: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {n: t.detach().cpu().contiguous() for n, t in tensors_of(net).items()}
+    save_file(tensors, path)
+
+
+def read_tensors(net: nn.Module, path: Path) -> None:
+    """Fill a module from a file.
+
+    Raises:
+        DamagedFile: the file does not hold exactly this module's tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DamagedFile(
+            f"expected a safetensors file, {path.name} is not one ({error})"
+        ) from None
+    own = tensors_of(net)
+    same = {n: t.shape for n, t in stored.items()} == {n: t.shape for n, t in own.items()}
+    if not same:
+        raise DamagedFile(
+            f"expected the tensors of {type(net).__name__} in {path.name}, got others; it was "
+            "written for another architecture"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(stored[name])
+
+
+@dataclass(frozen=True)
+class EstimatorRecipe:
+    """Training of a scikit-learn classifier: clones of it, each with its own random state.
+
+    Args:
+        estimator: unfitted or fitted; only its parameters are used.
+        floor: see `EstimatorModel`.
+    """
+
+    estimator: Any
+    floor: float | None = None
+
+    suffix = ".skops"
+
+    def __post_init__(self) -> None:
+        if getattr(self.estimator, "predict_proba", None) is None:
+            raise InvalidInput(
+                f"expected a scikit-learn classifier with predict_proba, got "
+                f"{type(self.estimator).__name__}; wrap it in CalibratedClassifierCV"
+            )
+
+    def fit(self, records: Records, seed: int) -> EstimatorModel:
+        """One clone fitted on all the records."""
+        from sklearn.base import clone
+
+        estimator = clone(self.estimator)
+        states = np.random.SeedSequence(seed).generate_state(64)
+        named = sorted(n for n in estimator.get_params() if n.split("__")[-1] == "random_state")
+        estimator.set_params(**{n: int(s >> 1) for n, s in zip(named, states, strict=False)})
+        x = np.asarray(records.x[:]).reshape(len(records), -1)
+        estimator.fit(x, records.y)
+        return EstimatorModel(estimator, n_classes=records.n_classes, floor=self.floor)
+
+    def key(self) -> str:
+        return fingerprint([self.estimator, self.floor])
+
+    def write(self, model: Any, path: Path) -> None:
+        write_estimator(model.estimator, path)
+
+    def read(self, path: Path, n_classes: int) -> EstimatorModel:
+        return EstimatorModel(
+            read_estimator(path, trusted=(self.estimator,)), n_classes=n_classes, floor=self.floor
+        )
+
+
+def write_estimator(estimator: Any, path: Path) -> None:
+    from skops.io import dump
+
+    with path.open("wb") as file:
+        dump(estimator, file)
+
+
+def read_estimator(path: Path, trusted: tuple[Any, ...] = ()) -> Any:
+    """A stored estimator; types beyond scikit-learn's are loaded only from `trusted` packages.
+
+    Raises:
+        DamagedFile: not a skops file, or it names types of other packages.
+    """
+    from zipfile import BadZipFile
+
+    from skops.io import get_untrusted_types, load
+
+    packages = {"sklearn", "numpy", "scipy"} | {type(e).__module__.split(".")[0] for e in trusted}
+    try:
+        named = get_untrusted_types(file=path)
+        foreign = [name for name in named if name.split(".")[0] not in packages]
+        if foreign:
+            raise DamagedFile(
+                f"expected scikit-learn objects in {path.name}, got {', '.join(foreign[:3])}; it "
+                "was not loaded"
+            )
+        return load(path, trusted=named)
+    except (BadZipFile, OSError, KeyError, ValueError, TypeError) as error:
+        raise DamagedFile(f"expected a skops file, {path.name} is not one ({error})") from None
+
+
+@dataclass(frozen=True)
+class FunctionRecipe:
+    """Training by the user's own function.
+
+    Args:
+        train: (x, y, seed) -> a trained torch module or scikit-learn estimator.
+        build: makes the untrained module that `train` fills, so that stored weights can be read
+            back without pickles; needed for torch, unused for estimators.
+        logits: where the logits are in a module's output.
+    """
+
+    train: Callable[[Any, Any, int], Any]
+    build: Callable[[], nn.Module] | None = None
+    logits: Callable[[Any], Tensor] = default_logits
+
+    @property
+    def suffix(self) -> str:
+        return ".safetensors" if self.build is not None else ".skops"
+
+    def fit(self, records: Records, seed: int) -> BlackBox:
+        """One model trained by the function on all the records."""
+        trained = self.train(np.asarray(records.x[:]), records.y, seed)
+        if isinstance(trained, nn.Module):
+            if self.build is None:
+                raise InvalidInput(
+                    "expected build= beside a train function that returns a torch module, so "
+                    "that its weights can be stored and read back; pass build=lambda: MyNet()"
+                )
+            return TorchModel(trained, logits=self.logits)
+        if getattr(trained, "predict_proba", None) is None:
+            raise InvalidInput(
+                f"expected train to return a torch module or a fitted classifier, got "
+                f"{type(trained).__name__}"
+            )
+        return EstimatorModel(trained, n_classes=records.n_classes)
+
+    def key(self) -> str:
+        return fingerprint([self.train, self.build])
+
+    def write(self, model: Any, path: Path) -> None:
+        if isinstance(model, TorchModel):
+            write_tensors(model.net, path)
+        else:
+            write_estimator(model.estimator, path)
+
+    def read(self, path: Path, n_classes: int) -> BlackBox:
+        if self.build is None:
+            return EstimatorModel(read_estimator(path), n_classes=n_classes)
+        with torch.random.fork_rng(devices=[]):
+            net = self.build()
+        read_tensors(net, path)
+        return TorchModel(net, logits=self.logits)
