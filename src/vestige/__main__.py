@@ -1,0 +1,5 @@
+"""`python -m vestige` is the command line."""
+
+from vestige.cli import main
+
+main()

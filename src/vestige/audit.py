@@ -1,0 +1,604 @@
+"""An audit from end to end: a plan in, a report out. The one page that knows every room."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import vestige
+from vestige import measure, metrics
+from vestige.attacks import STANDARD
+from vestige.attacks.attack import Attack
+from vestige.errors import ForeignFolder, InvalidInput, MissingModels, PlanError
+from vestige.exchangeability import Exchangeability, exchangeability
+from vestige.models import BlackBox, Predictions, answers_alike, as_black_box
+from vestige.pool import Pool
+from vestige.records import Records, Split, concatenate
+from vestige.report import (
+    Data,
+    Finding,
+    Provenance,
+    RecordTable,
+    Report,
+    ReportWarning,
+    Reproduce,
+    Target,
+    Training,
+    verdict,
+)
+from vestige.scores import Scores
+from vestige.training.fingerprint import fingerprint
+from vestige.training.many import Progress, half_and_half, quiet, train_many
+from vestige.training.recipe import Recipe
+from vestige.training.store import Store, write_atomically
+
+__all__ = ["Plan", "audit", "run"]
+
+FEWEST = 10
+"""Records a side below which nothing can be said."""
+
+# Whose scores name the exposed records: fixed beforehand, so that the choice cannot favor one.
+EXPOSING = (
+    "lira_online",
+    "rmia_online",
+    "lira_fixed_variance",
+    "lira_offline",
+    "rmia_offline",
+    "population",
+    "modified_entropy",
+    "loss",
+)
+
+Tell = Callable[[str], None]
+
+
+def silent(text: str) -> None:
+    """Nothing is told."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to audit, and how: what `audit()` takes, as one value.
+
+    Args:
+        split: members, non-members and population.
+        target: a handle, a torch module or a scikit-learn estimator; None has the recipe train
+            one on the members.
+        recipe: how a model like the target is trained; None leaves out the attacks that need
+            reference models, unless `known` has some.
+        references: number of reference models, even.
+        attacks: "standard", names of it, or attacks by a name of your own.
+        seed: of everything random.
+        name: of the audit, for the report.
+        data_name: of the data set; the name by default.
+        description: of the target, one line.
+        image: shape of a picture where records are pictures, for example (8, 8).
+        known: reference models that were trained elsewhere, instead of `recipe`.
+        command: the shell command that repeats this audit.
+    """
+
+    split: Split
+    target: Any = None
+    recipe: Recipe | None = None
+    references: int = 64
+    attacks: str | Sequence[str] | Mapping[str, Attack[BlackBox]] = "standard"
+    seed: int = 0
+    name: str = "audit"
+    data_name: str = ""
+    description: str = ""
+    image: tuple[int, ...] = ()
+    known: Pool[BlackBox] | None = None
+    command: str = ""
+
+
+def audit(
+    target: Any,
+    split: Split,
+    *,
+    recipe: Recipe | None = None,
+    references: int = 64,
+    attacks: str | Sequence[str] | Mapping[str, Attack[BlackBox]] = "standard",
+    seed: int = 0,
+    out: str | Path | None = None,
+    name: str = "audit",
+    image: tuple[int, ...] = (),
+    known: Pool[BlackBox] | None = None,
+    fresh: bool = False,
+    progress: Progress = quiet,
+    tell: Tell = silent,
+) -> Report:
+    """Measure how much a model gives away about the records it was trained on.
+
+    Args:
+        target: a handle, a torch module or a scikit-learn estimator.
+        split: who was trained on, who was not, and what the adversary owns besides.
+        recipe: how a model like the target is trained; see `Plan`.
+        references: number of reference models, even.
+        attacks: "standard", some of its names, or attacks by names of your own.
+        seed: two audits with equal seeds give equal numbers.
+        out: folder for models and report; with it, an interrupted audit resumes.
+        fresh: discard what another audit left in `out`.
+        progress: called with a label, the number done and the total.
+        tell: called with a sentence for the terminal.
+
+    Returns:
+        The report; written to `out` where given.
+
+    Raises:
+        InvalidInput: records or target are not what was expected.
+        PlanError: what was asked cannot be done; ForeignFolder: `out` holds another audit.
+        StoreError: the disk is full; what was finished is kept.
+    """
+    plan = Plan(split, target, recipe, references, attacks, seed, name, image=image, known=known)
+    return run(plan, out, fresh=fresh, progress=progress, tell=tell)
+
+
+def run(
+    plan: Plan,
+    out: str | Path | None = None,
+    *,
+    fresh: bool = False,
+    progress: Progress = quiet,
+    tell: Tell = silent,
+) -> Report:
+    """Carry out a plan; see `audit`."""
+    started = time.perf_counter()
+    _check(plan)
+    plan, note = _with_population(plan)
+    attacks, skipped = _attacks(plan)
+    seeds = [int(s) for s in np.random.SeedSequence(plan.seed).generate_state(4) >> 1]
+    store = None if out is None else _opened(plan, Path(out), fresh, tell)
+    target, target_seconds = _target(plan, seeds[0], store, progress)
+    candidates = _shuffled(plan.split, seeds[2])
+    answers = _answers(target, candidates, store, out)
+    alike = _exchangeable(plan, target, seeds[3])
+    pool, training_seconds = _pool(plan, attacks, seeds[1], store, progress)
+    if pool.provenance:
+        _tell_training(pool.provenance, tell)
+    findings, scores, failed = _run_attacks(
+        plan, attacks, target, candidates, pool, seeds[3], progress
+    )
+    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool)]
+    shown = next((name for name in EXPOSING if name in scores), None)
+    exposed = (
+        measure.exposed(
+            shown,
+            scores[shown],
+            plan.split,
+            image=plan.image,
+            previews=not isinstance(target, Predictions),
+        )
+        if shown
+        else None
+    )
+    total = time.perf_counter() - started
+    report = Report(
+        name=plan.name,
+        verdict=verdict(findings, exchangeability=alike, warnings=warnings, exposed=exposed),
+        target=_described(plan, target, candidates, answers),
+        data=_data(plan, note),
+        exchangeability=alike,
+        findings=tuple(findings),
+        exposed_records=exposed,
+        warnings=tuple(warnings),
+        reproduce=_reproduce(plan),
+        provenance=_provenance(
+            plan,
+            pool,
+            {
+                "target": target_seconds,
+                "training": training_seconds,
+                "attacks": sum(f.seconds for f in findings),
+                "total": total,
+            },
+        ),
+        records=_table(plan.split, scores, shown),
+    )
+    if out is not None:
+        report.save(out)
+    return report
+
+
+# --- what is asked -----------------------------------------------------------------------------
+
+
+def _attacks(plan: Plan) -> tuple[dict[str, Attack[BlackBox]], list[ReportWarning]]:
+    """The attacks to run; of the standard ones, those that the plan has the means for."""
+    if isinstance(plan.attacks, Mapping):
+        return dict(plan.attacks), []
+    if plan.attacks == "standard":
+        lacking = {name: _lacks(plan, attack) for name, attack in STANDARD.items()}
+        warnings = [
+            ReportWarning("attacks_left_out", f"{why}: {', '.join(names)} not run.")
+            for why in dict.fromkeys(v for v in lacking.values() if v)
+            for names in [[n for n, v in lacking.items() if v == why]]
+        ]
+        return {n: a for n, a in STANDARD.items() if not lacking[n]}, warnings
+    names = [plan.attacks] if isinstance(plan.attacks, str) else list(plan.attacks)
+    unknown = [n for n in names if n not in STANDARD]
+    if unknown or not names:
+        raise PlanError(
+            f"expected attacks among {', '.join(STANDARD)}, got "
+            f"{', '.join(unknown) or 'none'}; name at least one of them"
+        )
+    chosen = {n: STANDARD[n] for n in names}
+    for name, attack in chosen.items():
+        why = _lacks(plan, attack)
+        if why:
+            raise PlanError(f"expected what {name} needs, but {why[0].lower()}{why[1:]}")
+    return chosen, []
+
+
+def _lacks(plan: Plan, attack: Attack[BlackBox]) -> str:
+    if attack.about.needs_models and plan.recipe is None and plan.known is None:
+        return "There is no recipe to train reference models with"
+    if attack.about.needs_population and not len(plan.split.population):
+        return "There are no population records, known to be no members"
+    return ""
+
+
+def _check(plan: Plan) -> None:
+    plan.split.checked()
+    if plan.target is None and plan.recipe is None:
+        raise PlanError("expected a target, or a recipe to train one with; got neither")
+    counts = {"members": len(plan.split.members), "non-members": len(plan.split.nonmembers)}
+    few = [f"{count} {side}" for side, count in counts.items() if count < FEWEST]
+    if few:
+        raise PlanError(
+            f"expected at least {FEWEST} records a side, got {' and '.join(few)}; with so few no "
+            "rate can be told from chance"
+        )
+    if plan.recipe is not None and (plan.references < 2 or plan.references % 2):
+        raise PlanError(
+            f"expected an even number of reference models, at least 2, got {plan.references}; "
+            "each record is in one model of every pair"
+        )
+
+
+def _with_population(plan: Plan) -> tuple[Plan, str]:
+    """A plan whose adversary owns a population, and a note where it was taken here.
+
+    Several attacks compare with records known to be no members. Where none were given, a fifth of
+    the non-members is set aside (at most 2,000, and never so many that a false positive rate of
+    0.1 % can no longer be resolved).
+    """
+    split = plan.split
+    n = len(split.nonmembers)
+    count = min(n // 5, 2000) if n < 1000 else min(n // 5, 2000, n - 1000)
+    if len(split.population) or plan.known is not None or count < FEWEST * 4:
+        return plan, ""
+    drawn = np.random.default_rng(plan.seed).permutation(n)
+    kept, taken = np.sort(drawn[count:]), np.sort(drawn[:count])
+    split = replace(split, nonmembers=split.nonmembers[kept], population=split.nonmembers[taken])
+    note = (
+        f"{count} of the {n} non-members given were set aside at random as the adversary's "
+        "population; give a population to choose it."
+    )
+    return replace(plan, split=split), note
+
+
+def _opened(plan: Plan, out: Path, fresh: bool, tell: Tell) -> Store:
+    """The store of an output folder, once the folder is known to be this plan's."""
+    asked = {"vestige": vestige.__version__, "name": plan.name, "plan": _plan_digest(plan)}
+    path = out / "plan.json"
+    if fresh:
+        shutil.rmtree(out / "store", ignore_errors=True)
+        path.unlink(missing_ok=True)
+    if path.exists():
+        try:
+            found = json.loads(path.read_text()).get("plan")
+        except (ValueError, AttributeError, OSError):
+            found = None
+        if found != asked["plan"]:
+            raise ForeignFolder(
+                f"expected {out} to be empty or to hold this audit, but it holds another one "
+                "(other records, recipe, seed or number of references); choose another folder, "
+                "or discard what is there with --fresh (fresh=True)"
+            )
+    else:
+        write_atomically(path, lambda part: _write_json(part, asked))
+    return Store(out / "store", tell)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _plan_digest(plan: Plan) -> str:
+    sides = (plan.split.members, plan.split.nonmembers, plan.split.population)
+    recipe = plan.recipe.key() if plan.recipe is not None else None
+    digests = [side.digest() if len(side) else "" for side in sides]
+    return fingerprint([*digests, recipe, plan.references, plan.seed, plan.target is None])[:32]
+
+
+# --- what is made ------------------------------------------------------------------------------
+
+
+def _target(
+    plan: Plan, seed: int, store: Store | None, progress: Progress
+) -> tuple[BlackBox, float]:
+    if plan.target is not None:
+        return as_black_box(plan.target), 0.0
+    assert plan.recipe is not None
+    members = plan.split.members
+    # the whole split decides how many classes there are, not the members alone
+    known = replace(members, classes=_class_names(plan.split))
+    everyone = np.ones((1, len(members)), dtype=bool)
+    pool = train_many(
+        plan.recipe,
+        known,
+        everyone,
+        seed=seed,
+        store=store,
+        progress=lambda label, done, total: progress("target", done, total),
+    )
+    return pool.models[0], float(pool.provenance["seconds"])
+
+
+def _class_names(split: Split) -> tuple[str, ...]:
+    count = max(side.n_classes for side in (split.members, split.nonmembers, split.population))
+    return split.members.classes or tuple(str(c) for c in range(count))
+
+
+def _shuffled(split: Split, seed: int) -> Records:
+    """Candidates in an order that says nothing about who is a member."""
+    candidates = split.candidates
+    return candidates[np.random.default_rng(seed).permutation(len(candidates))]
+
+
+def _answers(
+    target: BlackBox, candidates: Records, store: Store | None, out: str | Path | None
+) -> NDArray[np.float64]:
+    """The target's answers, once they are sure to be repeatable and this folder's."""
+    if not answers_alike(target, candidates.x[: min(64, len(candidates))]):
+        raise InvalidInput(
+            "expected the same answer to the same question, got two different ones; the model "
+            "draws random numbers in eval mode (dropout that is always on?): make it "
+            "deterministic before the audit"
+        )
+    answers = target.log_probabilities(candidates.x)
+    if candidates.y.max() >= answers.shape[1]:
+        raise InvalidInput(
+            f"expected labels below {answers.shape[1]}, the number of classes the target answers "
+            f"with, got {candidates.y.max()}; give the labels it was trained with"
+        )
+    if store is None:
+        return answers
+    name = "answers.npz"
+    path = store.find("target", name)
+    if path is None:
+        store.save("target", name, lambda part: _write_array(part, answers))
+        return answers
+    with np.load(path, allow_pickle=False) as stored:
+        before = stored["answers"]
+    if before.shape != answers.shape or not np.allclose(np.exp(before), np.exp(answers), atol=1e-4):
+        raise ForeignFolder(
+            f"expected the model that {out} was begun with, got one that answers otherwise; "
+            "choose another folder, or discard what is there with --fresh (fresh=True)"
+        )
+    return answers
+
+
+def _write_array(path: Path, answers: NDArray[np.float64]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, answers=answers)
+
+
+def _exchangeable(plan: Plan, target: BlackBox, seed: int) -> Exchangeability:
+    if isinstance(target, Predictions):
+        return exchangeability(None, None)
+    members, nonmembers = plan.split.members, plan.split.nonmembers
+    return exchangeability(
+        members.x, nonmembers.x, member_y=members.y, nonmember_y=nonmembers.y, seed=seed
+    )
+
+
+def _pool(
+    plan: Plan,
+    attacks: Mapping[str, Attack[BlackBox]],
+    seed: int,
+    store: Store | None,
+    progress: Progress,
+) -> tuple[Pool[BlackBox], float]:
+    """What the adversary has: reference models on random halves, and the population."""
+    if plan.known is not None:
+        return plan.known, 0.0
+    sides = [plan.split.members, plan.split.nonmembers, plan.split.population]
+    everyone = concatenate(*(side for side in sides if len(side)))
+    wanted = any(attack.about.needs_models for attack in attacks.values())
+    if plan.recipe is None or not wanted:
+        return Pool.of_population(everyone), 0.0
+    everyone = replace(everyone, classes=_class_names(plan.split))
+    # an order that says nothing about who is a member: it reaches training through the halves
+    everyone = everyone[np.random.default_rng(seed).permutation(len(everyone))]
+    member = half_and_half(plan.references, len(everyone), seed)
+    pool = train_many(plan.recipe, everyone, member, seed=seed, store=store, progress=progress)
+    return pool, float(pool.provenance["seconds"])
+
+
+def _tell_training(made: Mapping[str, Any], tell: Tell) -> None:
+    tell(
+        f"{made['n_models']} reference models: {made['n_trained']} trained {made['path']} "
+        f"({made['why']}), {made['n_reused']} reused"
+    )
+
+
+# --- what is measured --------------------------------------------------------------------------
+
+
+def _run_attacks(
+    plan: Plan,
+    attacks: Mapping[str, Attack[BlackBox]],
+    target: BlackBox,
+    candidates: Records,
+    pool: Pool[BlackBox],
+    seed: int,
+    progress: Progress,
+) -> tuple[list[Finding], dict[str, Scores], list[ReportWarning]]:
+    findings, all_scores, failed = [], {}, []
+    progress("attacks", 0, len(attacks))
+    for done, (name, attack) in enumerate(attacks.items(), start=1):
+        asked, started = target.n_queries, time.perf_counter()
+        try:
+            scores = attack.run(target, candidates, pool)
+        except (InvalidInput, MissingModels) as error:
+            if plan.attacks != "standard":
+                raise
+            failed.append(ReportWarning("attacks_left_out", f"{name} not run: {error}"))
+            continue
+        finally:
+            progress("attacks", done, len(attacks))
+        all_scores[name] = scores
+        findings.append(
+            measure.finding(
+                name,
+                attack,
+                scores,
+                plan.split,
+                n_models=len(pool.models) if attack.about.needs_models else 0,
+                n_queries=target.n_queries - asked,
+                seconds=time.perf_counter() - started,
+                seed=seed,
+            )
+        )
+    return findings, all_scores, failed
+
+
+def _warnings(
+    plan: Plan, findings: Sequence[Finding], alike: Exchangeability, pool: Pool[BlackBox]
+) -> list[ReportWarning]:
+    found = []
+    n_members, n_nonmembers = len(plan.split.members), len(plan.split.nonmembers)
+    if alike.passed is False:
+        found.append(ReportWarning("not_exchangeable", alike.reason))
+    if min(n_members, n_nonmembers) < 100:
+        found.append(
+            ReportWarning(
+                "few_records",
+                f"With {n_members} members and {n_nonmembers} non-members every interval is wide.",
+            )
+        )
+    if n_nonmembers < 1000:
+        found.append(
+            ReportWarning(
+                "unresolved_rates",
+                f"{n_nonmembers} non-members cannot resolve a false positive rate below "
+                f"{1 / n_nonmembers:.2g}; give at least 1000 for 0.1 %.",
+            )
+        )
+    size = pool.member.sum(axis=1).mean() if len(pool.models) else n_members
+    if not 0.8 <= size / n_members <= 1.25:
+        found.append(
+            ReportWarning(
+                "reference_size",
+                f"Reference models were trained on {size:.0f} records each, the target on "
+                f"{n_members} members given here; they imitate it less well.",
+            )
+        )
+    if any(f.metrics["epsilon_lower_bound"].value for f in findings):
+        found.append(
+            ReportWarning(
+                "epsilon_assumption",
+                "The lower bound on epsilon takes records to be independent draws; for one "
+                "trained model that is an assumption, not a proof about the training program.",
+            )
+        )
+    return found
+
+
+def _described(
+    plan: Plan, target: BlackBox, candidates: Records, answers: NDArray[np.float64]
+) -> Target:
+    right = answers.argmax(axis=1) == candidates.y
+    member = plan.split.is_member(candidates.ids)
+    hits, misses = int(right[member].sum()), int(right[~member].sum())
+    sizes = int(member.sum()), int((~member).sum())
+    return Target(
+        name=plan.name,
+        kind=type(target).__name__,
+        description=plan.description or _description_of(target),
+        n_classes=answers.shape[1],
+        accuracy_members=metrics.rate(hits, sizes[0]),
+        accuracy_nonmembers=metrics.rate(misses, sizes[1]),
+        accuracy_gap=metrics.rate_difference(hits, sizes[0], misses, sizes[1]),
+    )
+
+
+def _description_of(target: BlackBox) -> str:
+    net = getattr(target, "net", None)
+    if net is not None:
+        count = sum(p.numel() for p in net.parameters())
+        return f"{type(net).__name__} with {count:,} parameters"
+    estimator = getattr(target, "estimator", None)
+    return " ".join(repr(estimator).split())[:200] if estimator is not None else ""
+
+
+def _data(plan: Plan, note: str) -> Data:
+    split = plan.split
+    return Data(
+        name=plan.data_name or plan.name,
+        n_members=len(split.members),
+        n_nonmembers=len(split.nonmembers),
+        n_population=len(split.population),
+        shape=tuple(split.members.x.shape[1:]),
+        classes=_class_names(split),
+        digest=fingerprint([split.members.digest(), split.nonmembers.digest()])[:32],
+        note=note,
+    )
+
+
+def _reproduce(plan: Plan) -> Reproduce:
+    python = (
+        f"vestige.audit(target, split, recipe=recipe, references={plan.references}, "
+        f"seed={plan.seed})"
+    )
+    return Reproduce(plan.command, python)
+
+
+def _provenance(plan: Plan, pool: Pool[BlackBox], seconds: Mapping[str, float]) -> Provenance:
+    made = pool.provenance
+    training = (
+        Training(str(made["path"]), str(made["why"]), int(made["n_models"])) if made else None
+    )
+    digests = {"plan": _plan_digest(plan)}
+    if plan.recipe is not None:
+        digests["recipe"] = plan.recipe.key()[:32]
+    if made:
+        digests["models"] = str(made["key"])
+    return Provenance(
+        vestige=vestige.__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=np.__version__,
+        platform=platform.platform(),
+        device=str(getattr(plan.recipe, "device", "cpu")),
+        seed=plan.seed,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        digests=digests,
+        training=training,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+    )
+
+
+def _table(split: Split, scores: Mapping[str, Scores], shown: str | None) -> RecordTable:
+    ids = np.concatenate([split.members.ids, split.nonmembers.ids])
+    exposure = measure.exposure(scores[shown], split)[0] if shown else None
+    return RecordTable.from_scores(
+        ids,
+        np.concatenate([split.members.y, split.nonmembers.y]),
+        split.is_member(ids),
+        scores,
+        exposure=exposure,
+        fdr=measure.FDR,
+    )

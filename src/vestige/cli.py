@@ -1,0 +1,228 @@
+"""The command line: words to calls and back, no logic."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import vestige
+from vestige.errors import GateFailed, PlanError, VestigeError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Shows what training leaves behind in a model.",
+)
+data = typer.Typer(no_args_is_help=True, help="The data sets that audits can use.")
+app.add_typer(data, name="data")
+
+Out = Annotated[Path, typer.Option(help="Folder for models, signals and the report.")]
+Folder = Annotated[Path, typer.Argument(help="The folder of an audit.")]
+Attacks = Annotated[str, typer.Option(help="Names of attacks, with commas between, or 'standard'.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit code 0 done, 1 a gate failed, 2 the request was wrong."""
+    try:
+        app(arguments, standalone_mode=False)
+    except GateFailed as failed:
+        print(failed, file=sys.stderr)
+        sys.exit(1)
+    except VestigeError as error:
+        print(f"vestige: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("vestige: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except Exception as error:
+        # what typer raises for a misspelled option; anything else is a bug, and says so
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        print(f"vestige: {describe()} (see --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def audit(
+    plan: Annotated[
+        str,
+        typer.Argument(
+            help="digits, adult, breast_cancer, location30, mnist, cifar10, a PLAN.toml, or "
+            "package.module:function."
+        ),
+    ] = "digits",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for models and report; runs/NAME by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    references: Annotated[int | None, typer.Option(help="Reference models, even.")] = None,
+    attacks: Attacks = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what is in the folder.")] = False,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Open pickled models that you made yourself.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what a model gives away about the records it was trained on."""
+    from dataclasses import replace
+
+    from vestige.plans import plan_of
+
+    made = plan_of(plan, seed=seed, references=references, trust_pickle=trust_pickle)
+    changes: dict[str, Any] = {"command": _command(plan, made.seed, made.references, attacks)}
+    if attacks:
+        changes["attacks"] = _names(attacks)
+    _run(
+        replace(_on_device(made, device), **changes), out or Path("runs") / made.name, fresh, quiet
+    )
+
+
+@app.command()
+def predictions(
+    file: Annotated[Path, typer.Argument(help="A table as .npz, .csv or .parquet.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report; runs/NAME by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    attacks: Attacks = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what is in the folder.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Audit a table of predictions: no model at all."""
+    from dataclasses import replace
+
+    from vestige.tables import plan_of_table
+
+    made = plan_of_table(file, seed=seed)
+    changes: dict[str, Any] = {"command": f"vestige predictions {file} --seed {seed}"}
+    if attacks:
+        changes["attacks"] = _names(attacks)
+    _run(replace(made, **changes), out or Path("runs") / made.name, fresh, quiet)
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Render report.html again from report.json."""
+    from vestige.report import Report, write_html
+
+    print(write_html(Report.load(folder), folder))
+
+
+@app.command()
+def gate(
+    folder: Folder,
+    max: Annotated[
+        list[str] | None, typer.Option(help="METRIC=LIMIT, for example tpr@0.01=0.05; repeatable.")
+    ] = None,
+    bound: Annotated[
+        str, typer.Option(help="What is compared: the value, or its low or high bound.")
+    ] = "value",
+) -> None:
+    """Exit with 1, and say what broke, where a measured leakage exceeds a limit."""
+    from vestige.report import DEFAULT_LIMITS, Report
+    from vestige.report import gate as check
+
+    limits = dict(_limit(text) for text in max) if max else dict(DEFAULT_LIMITS)
+    broken = check(Report.load(folder), limits, bound=bound)  # type: ignore[arg-type]
+    if broken:
+        raise GateFailed("\n".join(broken))
+    print("passed: " + ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items()))
+
+
+@data.command("list")
+def list_sets() -> None:
+    """The data sets, and where each comes from."""
+    from vestige import datasets
+
+    for name in datasets.names():
+        row = datasets.describe(name)
+        shape = "x".join(map(str, row.shape))
+        size = f"{row.n_records:>7} x {shape:<10}{len(row.classes):>4} classes"
+        print(f"{name:34}{size}  {row.how_to_get}")
+
+
+@data.command()
+def prepare(
+    folder: Annotated[Path, typer.Argument(help="Where NAME.npz files go.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
+) -> None:
+    """Fetch the public originals and write them as VESTIGE_DATA wants them."""
+    from vestige import datasets
+
+    datasets.prepare(folder, names or None)
+
+
+@data.command()
+def path(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
+    """Where a data set is looked for."""
+    from vestige import datasets
+
+    print(datasets.path(name))
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Shows what training leaves behind in a model."""
+    if show:
+        print(vestige.__version__)
+        raise typer.Exit
+
+
+def _run(plan: Any, out: Path, fresh: bool, quiet: bool) -> None:
+    from vestige.audit import run
+    from vestige.progress import shown
+    from vestige.training.fit import one_thread
+
+    with shown(quiet) as progress, one_thread():
+        made = run(plan, out, fresh=fresh, progress=progress, tell=progress.tell)
+    print(made)
+    print(f"\n{out / 'report.html'}")
+
+
+def _names(attacks: str) -> Any:
+    return "standard" if attacks == "standard" else [n.strip() for n in attacks.split(",")]
+
+
+def _command(plan: str, seed: int, references: int, attacks: str) -> str:
+    chosen = f" --attacks {attacks}" if attacks else ""
+    return f"vestige audit {plan} --seed {seed} --references {references}{chosen}"
+
+
+def _on_device(plan: Any, device: str) -> Any:
+    from dataclasses import replace
+
+    import torch
+
+    from vestige.training.recipe import TorchRecipe
+
+    if device not in ("cpu", "cuda", "auto"):
+        raise PlanError(f"expected the device cpu, cuda or auto, got {device!r}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PlanError("expected a CUDA device, found none; use --device cpu")
+    if isinstance(plan.recipe, TorchRecipe) and device != "cpu":
+        return replace(plan, recipe=replace(plan.recipe, device=device))
+    return plan
+
+
+def _limit(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise PlanError(f"expected METRIC=LIMIT, for example auc=0.55, got {text!r}") from None
