@@ -422,9 +422,23 @@ def _pool(
     everyone = replace(everyone, classes=_class_names(plan.split))
     # an order that says nothing about who is a member: it reaches training through the halves
     everyone = everyone[np.random.default_rng(seed).permutation(len(everyone))]
-    member = half_and_half(plan.references, len(everyone), seed)
+    member = _table_of_references(plan, everyone, seed)
     pool = train_many(plan.recipe, everyone, member, seed=seed, store=store, progress=progress)
     return pool, float(pool.provenance["seconds"])
+
+
+def _table_of_references(plan: Plan, everyone: Records, seed: int) -> NDArray[np.bool_]:
+    """Halves of the candidates, and of as much of the population as makes a half the target's size.
+
+    A reference model imitates the target best when it is trained on equally many records.
+    """
+    scored = ~np.isin(everyone.ids, plan.split.population.ids)
+    missing = max(0, 2 * len(plan.split.members) - int(scored.sum()))
+    trained = scored.copy()
+    trained[np.flatnonzero(~scored)[:missing]] = True
+    member = np.zeros((plan.references, len(everyone)), dtype=bool)
+    member[:, trained] = half_and_half(plan.references, int(trained.sum()), seed)
+    return member
 
 
 def _tell_training(made: Mapping[str, Any], tell: Tell) -> None:

@@ -216,7 +216,8 @@ def train_many(
         "n_models": len(names),
         "n_trained": len(todo),
         "n_reused": done,
-        "seconds": time.perf_counter() - started,
+        # what the models cost, not what this run paid: a resumed audit reports the same cost
+        "seconds": time.perf_counter() - started if store is None else store.seconds(run),
         "key": run,
     }
     cache: SignalCache = MemoryCache() if store is None else StoredSignals(store, run)
