@@ -1,3 +1,66 @@
-"""vestige: what training leaves behind in a model."""
+"""vestige: what training leaves behind in a model.
+
+import vestige as vs
+
+split = vs.Split.from_arrays(members=(x_train, y_train), nonmembers=(x_test, y_test))
+recipe = vs.TorchRecipe(build, epochs=20, batch_size=64, optimizer="sgd", lr=0.1)
+report = vs.audit(vs.TorchModel(net), split, recipe=recipe)
+report.save("runs/mine")
+"""
 
 __version__ = "0.1.0"
+
+# isort: off
+# what is audited
+from vestige.models import BlackBox, EstimatorModel, Predictions, TorchModel
+from vestige.pool import Pool
+from vestige.records import Records, Split, split
+from vestige.scores import Scores
+
+# how models like it are trained
+from vestige.training import (
+    EarlyStopping,
+    EstimatorRecipe,
+    FunctionRecipe,
+    Store,
+    TorchRecipe,
+    fit,
+    half_and_half,
+    train_many,
+)
+
+# the audit, its numbers and its report
+from vestige import attacks, datasets, metrics
+from vestige.audit import Plan, audit
+from vestige.metrics import Estimate
+from vestige.report import Finding, Report, gate
+# isort: on
+
+__all__ = [
+    "BlackBox",
+    "EarlyStopping",
+    "Estimate",
+    "EstimatorModel",
+    "EstimatorRecipe",
+    "Finding",
+    "FunctionRecipe",
+    "Plan",
+    "Pool",
+    "Predictions",
+    "Records",
+    "Report",
+    "Scores",
+    "Split",
+    "Store",
+    "TorchModel",
+    "TorchRecipe",
+    "attacks",
+    "audit",
+    "datasets",
+    "fit",
+    "gate",
+    "half_and_half",
+    "metrics",
+    "split",
+    "train_many",
+]

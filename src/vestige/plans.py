@@ -40,7 +40,6 @@ class BuiltIn:
         references: reference models by default.
         description: of the target, one line.
         image: shape of a picture, else ().
-        standardize: scale each feature to mean 0 and variance 1 over all records.
     """
 
     sizes: tuple[int, int, int]
@@ -48,7 +47,6 @@ class BuiltIn:
     references: int
     description: str
     image: tuple[int, ...] = ()
-    standardize: bool = False
 
 
 def _mlp(
@@ -86,7 +84,6 @@ BUILT_IN: Mapping[str, BuiltIn] = {
         _mlp((64,), epochs=100, batch_size=32, optimizer="adam", lr=2e-3),
         64,
         "one hidden layer of 64 units, 100 epochs of Adam",
-        standardize=True,
     ),
     "location30": BuiltIn(
         (1000, 1000, 1000),
@@ -121,8 +118,6 @@ def built_in(
     """
     made = BUILT_IN[name]
     records = datasets.load(name, root)
-    if made.standardize:
-        records = _standardized(records)
     drawn = split(records, *made.sizes, seed=seed)
     return Plan(
         split=drawn,
@@ -134,13 +129,6 @@ def built_in(
         description=made.description,
         image=made.image,
     )
-
-
-def _standardized(records: Records) -> Records:
-    x = np.asarray(records.x[:], dtype=np.float64)
-    spread = x.std(axis=0)
-    scaled = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    return replace(records, x=scaled.astype(np.float32))
 
 
 def plan_of(

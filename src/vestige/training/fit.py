@@ -26,6 +26,9 @@ __all__ = ["Batch", "Gradients", "Objective", "fit", "mean_gradients"]
 
 Index = NDArray[np.int64]
 
+LARGEST_RESIDENT = 2**30
+"""Bytes of memory-mapped records that are read once and kept; more are read as they are used."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -99,15 +102,16 @@ def built(recipe: TorchRecipe, seed: int) -> nn.Module:
 
 
 class Resident:
-    """Records as tensors; memory-mapped ones are gathered batch by batch instead."""
+    """Records as tensors; where they are on disk and too many, gathered batch by batch."""
 
     def __init__(self, records: Records, net: nn.Module, device: str) -> None:
         self._device = torch.device(device)
         self._y = torch.from_numpy(records.y.astype(np.int64)).to(self._device)
         self._dtype = _input_dtype(records, net)
-        in_memory = type(records.x) is np.ndarray
         self._x = records.x
-        self._resident = torch.from_numpy(_writable(records.x)) if in_memory else None
+        size = int(np.prod(records.x.shape)) * records.x.dtype.itemsize
+        in_memory = type(records.x) is np.ndarray or size <= LARGEST_RESIDENT
+        self._resident = torch.from_numpy(_writable(records.x[:])) if in_memory else None
         if self._resident is not None:
             # whole numbers (pixels) stay small in memory and become floating a batch at a time
             keep = self._resident.dtype in (torch.uint8, torch.int8)

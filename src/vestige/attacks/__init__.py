@@ -1,0 +1,49 @@
+"""Membership inference attacks: one paper, one file.
+
+Each is a frozen dataclass of hyper-parameters with one call,
+`attack.run(target, candidates, known) -> Scores`, higher = more likely a member.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from vestige.attacks.attack import About, Attack
+from vestige.attacks.lira import LiRA
+from vestige.attacks.population import Population
+from vestige.attacks.quantile import QuantileRegression
+from vestige.attacks.rmia import RMIA
+from vestige.attacks.thresholds import Confidence, Correctness, Entropy, Loss, ModifiedEntropy
+from vestige.models import BlackBox
+
+__all__ = [
+    "STANDARD",
+    "About",
+    "Attack",
+    "Confidence",
+    "Correctness",
+    "Entropy",
+    "LiRA",
+    "Loss",
+    "ModifiedEntropy",
+    "Population",
+    "QuantileRegression",
+    "RMIA",
+]
+
+STANDARD: Mapping[str, Attack[BlackBox]] = MappingProxyType(
+    {
+        "loss": Loss(),
+        "confidence": Confidence(),
+        "entropy": Entropy(),
+        "modified_entropy": ModifiedEntropy(),
+        "correctness": Correctness(),
+        "population": Population(),
+        "lira_online": LiRA(),
+        "lira_offline": LiRA(online=False),
+        "lira_fixed_variance": LiRA(fixed_variance=True),
+        "rmia_online": RMIA(),
+        "rmia_offline": RMIA(online=False),
+        "quantile": QuantileRegression(),
+    }
+)
+"""What an audit runs by default, under the names it reports."""

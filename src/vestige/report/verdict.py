@@ -1,0 +1,288 @@
+"""From findings to one sentence: how much the model gives away, how surely, and to whom.
+
+The rule, in full, because somebody signs under it:
+
+1. Several attacks were tried, and the luckiest of many harmless attacks looks like a leak. Each
+   interval is therefore first widened from 95% to 1 - 0.05 / (number of intervals looked at: the
+   AUC and the three rates of every attack; Bonferroni). The data behind an interval are not here,
+   so the widening is an approximation: on the logit scale by the ratio of the normal quantiles,
+   but never beyond what an exact binomial interval at 0 or 1 would become. Levels are decided by
+   these widened intervals; the sentences show the attack's own interval, the one of the tables.
+2. The excess of an attack is the lower end of its AUC minus chance. Chance is 0.5; where members
+   and non-members are not exchangeable it is what a classifier that never saw the model reaches
+   (the upper end of its AUC), because only what exceeds that is membership.
+3. high: excess of at least 0.25, or at least 20% of the members recognized at a false positive
+   rate of 1%. moderate: 0.10, or 5%. low: any excess, or more members recognized at one of the
+   three false positive rates than that rate. Rates count by their widened lower ends, and only
+   where members and non-members are exchangeable.
+4. none: no attack reaches any of this, and a high AUC is excluded too. Where it is not excluded,
+   or nothing was resolved, the answer is unknown.
+
+The strongest attack is the one of the highest level; among those, the one with the highest lower
+end of its AUC.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+from vestige.exchangeability import Exchangeability
+from vestige.metrics import Estimate
+from vestige.report.report import (
+    ExposedRecords,
+    Finding,
+    Level,
+    ReportWarning,
+    ThreatModel,
+    Verdict,
+)
+from vestige.report.wording import estimate, percent, plural, rate_name, strongest_first
+
+__all__ = ["verdict"]
+
+ERROR_RATE = 0.05
+RATES = ("tpr@0.001", "tpr@0.01", "tpr@0.1")
+LEVELS: tuple[Level, ...] = ("none", "low", "moderate", "high")
+AUC_EXCESS = {"high": 0.25, "moderate": 0.10}
+TPR_AT_1_PERCENT = {"high": 0.20, "moderate": 0.05}
+
+
+def verdict(
+    findings: Sequence[Finding],
+    *,
+    exchangeability: Exchangeability | None = None,
+    warnings: Sequence[ReportWarning] = (),
+    exposed: ExposedRecords | None = None,
+) -> Verdict:
+    """The verdict on all findings together; the module says by which rule.
+
+    Args:
+        findings: what each attack found.
+        exchangeability: the model-free check; failed, it raises what counts as chance.
+        warnings: reservations, of which "few_records" is repeated in the meaning.
+        exposed: records that are recognized one by one, named in the meaning.
+    """
+    resolved = [f for f in strongest_first(tuple(findings)) if _is_resolved(f)]
+    if not resolved:
+        return _nothing_resolved(findings)
+    chance = _chance(exchangeability)
+    n_intervals = _n_intervals(resolved)
+    levels = {f.attack: _level(f, n_intervals, chance) for f in resolved}
+    strongest = max(resolved, key=lambda f: LEVELS.index(levels[f.attack]))  # the first of equals
+    level = levels[strongest.attack]
+    reservations = _reservations(resolved, exchangeability, warnings)
+    if level == "none":
+        return _no_leak(resolved, chance, reservations, exchangeability)
+    return Verdict(
+        level,
+        _leak_sentence(level, strongest, chance),
+        " ".join([_meaning(strongest), *_exposed(exposed), _tried(resolved), *reservations]),
+        strongest.attack,
+    )
+
+
+# --- the rule ----------------------------------------------------------------------------------
+
+
+def _is_resolved(finding: Finding) -> bool:
+    return any(_has_interval(finding.metrics.get(name)) for name in ("auc", *RATES))
+
+
+def _has_interval(estimate: Estimate | None) -> bool:
+    return estimate is not None and None not in (estimate.value, estimate.low, estimate.high)
+
+
+def _chance(exchangeability: Exchangeability | None) -> float:
+    """AUC that says nothing about membership."""
+    if exchangeability is None or exchangeability.passed is not False:
+        return 0.5
+    high = exchangeability.auc.high
+    return max(0.5, 1.0 if high is None else high)
+
+
+def _level(finding: Finding, n_intervals: int, chance: float) -> Level:
+    excess = _widened(finding.metrics.get("auc"), n_intervals)[0] - chance
+    rates = {name: _widened(finding.metrics.get(name), n_intervals)[0] for name in RATES}
+    if chance > 0.5:
+        rates = dict.fromkeys(RATES, 0.0)
+    for level in ("high", "moderate"):
+        if excess >= AUC_EXCESS[level] or rates["tpr@0.01"] >= TPR_AT_1_PERCENT[level]:
+            return level
+    above = any(rate > float(name.removeprefix("tpr@")) for name, rate in rates.items())
+    return "low" if excess > 0 or above else "none"
+
+
+def _n_intervals(findings: Sequence[Finding]) -> int:
+    return sum(_has_interval(f.metrics.get(name)) for f in findings for name in ("auc", *RATES))
+
+
+def _widened(estimate: Estimate | None, n_intervals: int) -> tuple[float, float]:
+    """Ends of the interval at level 1 - 0.05 / n_intervals; (0, 1) where there is none.
+
+    At an observed 0 or 1 the logit is infinite. There an exact binomial interval has the end
+    (error / 2) ** (1 / n), whose logarithm grows as that of the error; and as this widens by more
+    than the normal ratio everywhere, the narrower of the two is still wide enough.
+    """
+    if estimate is None or estimate.value is None or estimate.low is None or estimate.high is None:
+        return 0.0, 1.0
+    normal, error = NormalDist(), ERROR_RATE / n_intervals
+    ratio = normal.inv_cdf(1 - error / 2) / normal.inv_cdf(1 - ERROR_RATE / 2)
+    power = math.log(error / 2) / math.log(ERROR_RATE / 2)
+    center, low, high = (_logit(v) for v in (estimate.value, estimate.low, estimate.high))
+    return (
+        max(_expit(center - ratio * (center - low)), estimate.low**power),
+        min(_expit(center + ratio * (high - center)), 1 - (1 - estimate.high) ** power),
+    )
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, 1e-9), 1 - 1e-9)
+    return math.log(p / (1 - p))
+
+
+def _expit(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+# --- the words ---------------------------------------------------------------------------------
+
+
+def _leak_sentence(level: Level, finding: Finding, chance: float) -> str:
+    says = {
+        "high": "gives away who was in its training data",
+        "moderate": "gives away part of who was in its training data",
+        "low": "gives away a little about who was in its training data",
+    }[level]
+    start = "The model" if chance == 0.5 else "With a serious reservation, the model"
+    against = f"chance is {chance:.2f}" if chance == 0.5 else f"up to {chance:.2f} needs no model"
+    auc = finding.metrics.get("auc")
+    if auc is None or auc.value is None:
+        return f"{start} {says}: {finding.title} {_recognizes(finding)}."
+    return f"{start} {says}: {finding.title} reaches an AUC of {estimate(auc)}, where {against}."
+
+
+def _meaning(finding: Finding) -> str:
+    auc = finding.metrics.get("auc")
+    who = f"{_who(finding.threat_model)} can tell members from non-members"
+    if auc is not None and auc.value is not None:
+        who += f": shown one of each, they pick the member {100 * auc.value:.0f} times in 100"
+    strict = _recognizes(finding)
+    return f"{who}. At the strictest setting measured this {strict}." if strict else f"{who}."
+
+
+def _who(threat: ThreatModel) -> str:
+    trains = f" and trains {plural(threat.n_models, 'model')} of their own"
+    return f"Someone who sees the model's {threat.access}{trains if threat.n_models else ''}"
+
+
+def _recognizes(finding: Finding) -> str:
+    for name in RATES:
+        rate = finding.metrics.get(name)
+        if rate is not None and rate.value is not None:
+            return (
+                f"recognizes {estimate(rate, as_percent=True)} of the members while wrongly "
+                f"accusing {rate_name(name)} of the non-members"
+            )
+    return ""
+
+
+def _exposed(exposed: ExposedRecords | None) -> list[str]:
+    if exposed is None or exposed.n_exposed == 0:
+        return []
+    return [
+        f"{plural(exposed.n_exposed, 'member')} of {exposed.n_tested:,} tested are recognized one "
+        f"by one, with about {percent(exposed.fdr)} of these calls expected to be wrong."
+    ]
+
+
+def _tried(resolved: Sequence[Finding]) -> str:
+    if len(resolved) == 1:
+        return "One attack was tried; others may do better."
+    return (
+        f"{len(resolved)} attacks were tried, and the level allows for the luckiest of them; "
+        "others may do better."
+    )
+
+
+def _no_leak(
+    resolved: Sequence[Finding],
+    chance: float,
+    reservations: list[str],
+    exchangeability: Exchangeability | None,
+) -> Verdict:
+    n_intervals = _n_intervals(resolved)
+    auc = max(_widened(f.metrics.get("auc"), n_intervals)[1] for f in resolved)
+    if auc - 0.5 >= AUC_EXCESS["high"] or chance > 0.5:
+        return _too_uncertain(auc, resolved, reservations, exchangeability)
+    return Verdict(
+        "none",
+        f"No leakage found: no attack did better than chance, and with 95% confidence none "
+        f"exceeds an AUC of {auc:.2f}, where chance is 0.50.",
+        " ".join(
+            [
+                "Nobody using these attacks, with what they were given, tells members from "
+                "non-members better than by guessing, up to that limit.",
+                _tried(resolved),
+                *reservations,
+            ]
+        ),
+        "",
+    )
+
+
+def _too_uncertain(
+    auc: float,
+    resolved: Sequence[Finding],
+    reservations: list[str],
+    exchangeability: Exchangeability | None,
+) -> Verdict:
+    if _is_failed(exchangeability):
+        sentence = (
+            "Unknown: members and non-members differ by themselves, and no attack tells them apart "
+            "better than a classifier that never saw the model."
+        )
+    else:
+        sentence = (
+            f"Unknown: no attack did better than chance, but an AUC of up to {auc:.2f} cannot be "
+            "excluded with this many records."
+        )
+    meaning = "This audit can neither find nor rule out that the model gives its members away."
+    return Verdict("unknown", sentence, " ".join([meaning, _tried(resolved), *reservations]), "")
+
+
+def _nothing_resolved(findings: Sequence[Finding]) -> Verdict:
+    reasons = (f.metrics["auc"].reason for f in findings if "auc" in f.metrics)
+    reason = next((r for r in reasons if r), "no attack was run" if not findings else "")
+    return Verdict(
+        "unknown",
+        f"Unknown: nothing could be measured{f' ({reason})' if reason else ''}.",
+        "This says nothing about the model, neither that it leaks nor that it does not.",
+        "",
+    )
+
+
+def _is_failed(exchangeability: Exchangeability | None) -> bool:
+    return exchangeability is not None and exchangeability.passed is False
+
+
+def _reservations(
+    resolved: Sequence[Finding],
+    exchangeability: Exchangeability | None,
+    warnings: Sequence[ReportWarning],
+) -> list[str]:
+    said = []
+    if exchangeability is not None and _is_failed(exchangeability):
+        said.append(
+            "Members and non-members can be told apart without the model (AUC "
+            f"{estimate(exchangeability.auc)}), so that part of every number here is a difference "
+            "between two sets of records and not membership; audit again with both sides drawn "
+            "from one source."
+        )
+    said += [warning.message for warning in warnings if warning.code == "few_records"]
+    n_intervals = _n_intervals(resolved)
+    if any(_widened(f.metrics.get("auc"), n_intervals)[1] < 0.5 for f in resolved):
+        said.append(
+            "An attack ranks members clearly below non-members, which chance does not do; look "
+            "at where the two sets come from."
+        )
+    return said
