@@ -1,0 +1,250 @@
+"""The audit end to end: repeatable, resumable, at chance where there is nothing to find."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import vestige as vs
+from vestige.audit import run
+from vestige.errors import ForeignFolder, InvalidInput, PlanError
+from vestige.plans import built_in
+from vestige.report import schema
+from vestige.training import MLP
+
+TIMES = ("date", "seconds")
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def world(n=120, seed=0):
+    """Random labels: a network can only memorize them."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(3 * n, 16)).astype(np.float32)
+    y = rng.integers(0, 3, 3 * n)
+    sides = [(x[i * n : (i + 1) * n], y[i * n : (i + 1) * n]) for i in range(3)]
+    return vs.Split.from_arrays(*sides)
+
+
+RECIPE = vs.TorchRecipe(MLP(16, 3, (32,)), epochs=40, batch_size=32, optimizer="adam", lr=0.01)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return vs.Plan(world(), recipe=RECIPE, references=8, seed=3, name="memorized")
+
+
+@pytest.fixture(scope="module")
+def report(plan, tmp_path_factory):
+    out = tmp_path_factory.mktemp("audit")
+    return run(plan, out), out
+
+
+def test_a_memorizing_network_is_found_out(report):
+    made, _ = report
+    best = made.finding("lira_online").metrics["auc"]
+    assert best.low > 0.8
+    assert made.verdict.level == "high"
+    assert {f.attack for f in made.findings} == set(vs.attacks.STANDARD)
+
+
+def test_no_number_without_its_interval(report):
+    for finding in report[0].findings:
+        for name, estimate in finding.metrics.items():
+            if estimate.value is None:
+                assert estimate.reason, f"{finding.attack} {name}"
+            elif name == "epsilon_lower_bound":  # a bound is one-sided
+                assert estimate.low <= estimate.value and estimate.method
+            else:
+                assert estimate.low <= estimate.value <= estimate.high, f"{finding.attack} {name}"
+                assert estimate.method
+
+
+def test_what_is_written_is_what_the_schema_says(report):
+    jsonschema = pytest.importorskip("jsonschema")
+    made, out = report
+    written = json.loads((out / "report.json").read_text())
+    jsonschema.validate(written, schema())
+    assert written == json.loads(json.dumps(made.to_json()))
+
+
+def test_queries_are_counted(report):
+    split = world()
+    candidates = len(split.members) + len(split.nonmembers)
+    for finding in report[0].findings:
+        expected = candidates
+        if vs.attacks.STANDARD[finding.attack].about.needs_population:
+            expected += len(split.population)
+        assert finding.threat_model.n_queries == expected, finding.attack
+
+
+def test_two_runs_are_equal_to_the_last_digit(plan, report, tmp_path):
+    again = run(plan, tmp_path / "again")
+    assert without_times(again.to_json()) == without_times(report[0].to_json())
+
+
+def test_nothing_on_disk_is_needed(plan, report):
+    assert without_times(run(plan).to_json()) == without_times(report[0].to_json())
+
+
+def test_a_second_call_trains_nothing(plan, report):
+    told = []
+    again = run(plan, report[1], tell=told.append)
+    assert any("0 trained" in text and "8 reused" in text for text in told)
+    assert without_times(again.to_json()) == without_times(report[0].to_json())
+
+
+def test_another_seed_is_another_audit(plan, report):
+    with pytest.raises(ForeignFolder, match="--fresh"):
+        run(replace(plan, seed=4), report[1])
+
+
+def test_another_target_is_another_audit(plan, tmp_path):
+    first, second = (RECIPE.fit(plan.split.members, seed) for seed in (1, 2))
+    run(replace(plan, target=first, attacks=["loss"]), tmp_path)
+    with pytest.raises(ForeignFolder, match="answers otherwise"):
+        run(replace(plan, target=second, attacks=["loss"]), tmp_path)
+
+
+def test_a_target_that_never_saw_either_side_is_at_chance():
+    """Bonferroni over the attacks: the whole family errs once in a hundred seeds."""
+    split = world(n=400, seed=1)
+    elsewhere = world(n=400, seed=2).members
+    target = RECIPE.fit(elsewhere, seed=0)
+    made = vs.audit(target, split, recipe=RECIPE, references=8, seed=0)
+    for finding in made.findings:
+        auc = finding.metrics["auc"]
+        spread = (auc.high - auc.low) / (2 * 1.96)
+        assert abs(auc.value - 0.5) < 3.3 * spread + 1e-9, finding.attack
+    assert made.verdict.level in ("none", "unknown")
+    assert vs.gate(made, {"auc": 0.6}) == []
+
+
+def test_the_gate_says_what_broke(report):
+    broken = vs.gate(report[0], {"auc": 0.55})
+    assert any(text.startswith("lira_online: auc") for text in broken)
+
+
+def test_known_records_are_not_scored(plan):
+    given = replace(plan.split, population=plan.split.nonmembers[:10])
+    with pytest.raises(InvalidInput, match="cannot be scored"):
+        run(replace(plan, split=given))
+
+
+def test_attacks_that_lack_something_are_refused_by_name(plan):
+    with pytest.raises(PlanError, match="recipe"):
+        vs.audit(RECIPE.fit(plan.split.members, 0), plan.split, attacks=["lira_online"])
+
+
+def test_without_a_recipe_the_rest_still_runs(plan):
+    made = vs.audit(RECIPE.fit(plan.split.members, 0), plan.split)
+    assert {"loss", "population", "quantile"} <= {f.attack for f in made.findings}
+    assert any(w.code == "attacks_left_out" for w in made.warnings)
+
+
+def test_shifted_nonmembers_are_noticed(plan):
+    x = plan.split.nonmembers.x + 2
+    shifted = replace(plan.split.nonmembers, x=x)
+    made = run(replace(plan, split=replace(plan.split, nonmembers=shifted), attacks=["loss"]))
+    assert made.exchangeability.passed is False
+    assert any(w.code == "not_exchangeable" for w in made.warnings)
+
+
+def test_a_table_of_predictions_gives_the_audits_own_numbers(plan, report, tmp_path):
+    target = RECIPE.fit(plan.split.members, seed=0)
+    made = vs.audit(target, plan.split, recipe=RECIPE, references=4)
+    split = plan.split
+    x = np.concatenate([split.members.x, split.nonmembers.x])
+    table = tmp_path / "answers.npz"
+    np.savez(
+        table,
+        probabilities=np.exp(target.log_probabilities(x)),
+        labels=np.concatenate([split.members.y, split.nonmembers.y]),
+        member=np.repeat([1, 0], [len(split.members), len(split.nonmembers)]),
+    )
+    from vestige.tables import plan_of_table
+
+    of_table = run(plan_of_table(table))
+    for attack in ("loss", "confidence", "entropy", "modified_entropy", "correctness"):
+        a, b = made.finding(attack), of_table.finding(attack)
+        for name in ("auc", "tpr@0.1", "tpr@0.01"):
+            assert a.metrics[name].value == pytest.approx(b.metrics[name].value, abs=1e-12)
+
+
+SLOW_PLAN = """
+import time
+import vestige as vs
+from tests.test_audit import RECIPE, world
+from vestige.training import store
+
+def plan():
+    # each saved model takes a moment, so that the kill lands in the middle
+    save = store.Store.save
+    def slowly(self, run, name, write, seconds=0.0):
+        time.sleep(0.05)
+        return save(self, run, name, write, seconds)
+    store.Store.save = slowly
+    return vs.Plan(world(), recipe=RECIPE, references=64, seed=5, name="killed")
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_undisturbed(tmp_path):
+    (tmp_path / "slow_plan.py").write_text(SLOW_PLAN)
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.path.join(root, "src")])}
+    command = [sys.executable, "-m", "vestige", "audit", "slow_plan:plan", "--out"]
+
+    def start(folder):
+        return subprocess.Popen(
+            [*command, folder],
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+
+    killed = start("killed")
+    stored = tmp_path / "killed" / "store"
+    deadline = time.monotonic() + 120
+    while len(list(stored.rglob("model-0003*.safetensors"))) < 2:
+        assert killed.poll() is None and time.monotonic() < deadline, "it ended before the kill"
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed" / "report.json").exists()
+    resumed = start("killed")
+    told = resumed.communicate()[1]
+    assert resumed.returncode == 0, told
+    assert " 0 reused" not in told
+    undisturbed = start("undisturbed")
+    undisturbed.communicate()
+    assert undisturbed.returncode == 0
+    one, other = (
+        json.loads((tmp_path / folder / "report.json").read_text())
+        for folder in ("killed", "undisturbed")
+    )
+    assert without_times(one) == without_times(other)
+
+
+@pytest.mark.slow
+def test_digits_out_of_the_box():
+    """The default audit at a smaller size: 16 reference models."""
+    made = run(built_in("digits", references=16))
+    lira, loss = (made.finding(name).metrics["auc"] for name in ("lira_online", "loss"))
+    assert lira.low > 0.5
+    assert lira.value > loss.value
+    assert made.exchangeability.passed
+    assert made.exposed_records.n_exposed > 0
+    assert made.exposed_records.records[0].preview.kind == "image"
