@@ -30,7 +30,9 @@ x, y = make_classification(
 forest = RandomForestClassifier(100, random_state=0).fit(x[:2000], y[:2000])
 """
 
-OURS = COMMON + """
+OURS = (
+    COMMON
+    + """
 import vestige as vs
 
 split = vs.Split.from_arrays((x[:2000], y[:2000]), (x[2000:], y[2000:]))
@@ -41,8 +43,11 @@ report = vs.audit(
 found = report.findings[0].metrics
 print(json.dumps({name: found[name].value for name in ("auc", "tpr@0.01", "tpr@0.001")}))
 """
+)
 
-PEER = COMMON + """
+PEER = (
+    COMMON
+    + """
 from sacroml.attacks.likelihood_attack import LIRAAttack
 from sacroml.attacks.target import Target
 
@@ -57,6 +62,7 @@ print(json.dumps({
     "auc": found["AUC"], "tpr@0.01": found.get("TPR@0.01"), "tpr@0.001": found.get("TPR@0.001"),
 }))
 """
+)
 
 
 def measured(python: str, program: str, path: str) -> tuple[dict[str, float], float]:
@@ -82,7 +88,9 @@ def main() -> None:
     peer = parser.parse_args().peer
     source = str(Path(__file__).parent.parent / "src")
     ours, our_cpu = measured(sys.executable, OURS, source)
-    print(f"load {os.getloadavg()[0]:.1f}\n{'':10}{'AUC':>8}{'TPR@1%':>9}{'TPR@0.1%':>10}{'CPU s':>8}")
+    print(
+        f"load {os.getloadavg()[0]:.1f}\n{'':10}{'AUC':>8}{'TPR@1%':>9}{'TPR@0.1%':>10}{'CPU s':>8}"
+    )
     rows = [("vestige", ours, our_cpu)]
     if peer:
         rows.append(("sacroml", *measured(peer, PEER, "")))

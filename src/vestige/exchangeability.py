@@ -33,7 +33,7 @@ LEVEL = 0.99
 # and the other way round. For a score that is linear in the training records the AUC is a sum over
 # pairs of folds in which each pair counts twice, so its variance is exactly twice that of
 # independent scores; trees measured 1.6 to 1.7. (Nadeau & Bengio 2003, Machine Learning 52,
-# section 3, correct for the same thing with 1 + 1 / (1 - 1/5) = 2.25.)
+# correct for the same thing with 1 + 5 * (1/4) = 2.25.)
 CROSS_VALIDATION_VARIANCE = 2.0
 
 

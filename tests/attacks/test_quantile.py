@@ -14,8 +14,8 @@ from vestige.records import Records, Split
 from worlds import Table, World, overfit_world
 
 
-def wide_world(n: int, n_features: int, shape: tuple[int, ...] = ()) -> World:
-    """Two classes; phi is twice the fourth feature, noisier where the fifth is large."""
+def wide_world(n: int, n_features: int) -> World:
+    """Two classes; phi follows the fourth feature and the label, noisier where the fifth > 0."""
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (n, n_features))
     # a label of its own in the first column: the row of the answer
@@ -23,7 +23,7 @@ def wide_world(n: int, n_features: int, shape: tuple[int, ...] = ()) -> World:
     y = rng.integers(0, 2, n)
     members = rng.permutation(n) < n // 3
     noise = rng.normal(0, 1, n) * np.where(x[:, 4] > 0, 1.5, 0.3)
-    phi = 6 * x[:, 3] + noise + 3 * members + np.where(y == 1, 4, 0)
+    phi = 4 * (x[:, 3] > 0) + noise + 3 * members + np.where(y == 1, 4, 0)
     logits = np.zeros((n, 2))
     logits[np.arange(n), y] = phi
     rows = rng.permutation(np.flatnonzero(~members))
@@ -49,6 +49,18 @@ def test_realised_false_positive_rate(alpha: float, n_classes: int) -> None:
     assert low <= int((scores.p_values <= alpha).sum()) <= high
 
 
+def test_the_order_of_the_population_does_not_matter() -> None:
+    world = overfit_world(n_members=50, n_nonmembers=2000, n_population=1998, n_models=2)
+    population = world.split.population
+    # from the easiest to the hardest: a cut in the middle would calibrate on one end
+    loss = Loss().run(world.target, population).values
+    known: Pool[Table] = Pool.of_population(population[np.argsort(loss)])
+    scores = QuantileRegression().run(world.target, world.split.nonmembers, known)
+    assert scores.p_values is not None
+    low, high = stats.betabinom(2000, 100, 900).interval(0.999)
+    assert low <= int((scores.p_values <= 0.1).sum()) <= high
+
+
 def test_finds_what_the_loss_cannot() -> None:
     world = wide_world(1500, 6)
     areas = []
@@ -60,13 +72,17 @@ def test_finds_what_the_loss_cannot() -> None:
     assert areas[0].low > areas[1].high + 0.05
 
 
-def test_spread_is_the_records_own() -> None:
-    world = wide_world(1500, 6)
-    scores = QuantileRegression().run(world.target, world.split.nonmembers, world.known)
-    noisy = world.split.nonmembers.x[:, 4] > 0
-    # five times the noise, yet the standardized scores are alike to within a factor of two
-    ratio = scores.values[noisy].std() / scores.values[~noisy].std()
-    assert 0.5 < ratio < 2
+def test_mean_and_spread_are_the_records_own() -> None:
+    world = wide_world(4500, 6)
+    records = world.split.nonmembers
+    scores = QuantileRegression().run(world.target, records, world.known).values
+    noisy, up, label = records.x[:, 4] > 0, records.x[:, 3] > 0, records.y == 1
+    # five times the noise, yet the standardized scores are alike to within a factor of 2
+    assert 0.5 < scores[noisy].std() / scores[~noisy].std() < 2
+    # where phi is 4 larger for a feature or for the label alone, which is 2 overall spreads,
+    # scores are not: the forest learns most of the former, and class means all of the latter
+    for side, limit in ((up, 0.8), (label, 0.2)):
+        assert abs(np.median(scores[side]) - np.median(scores[~side])) < limit
 
 
 @pytest.mark.parametrize("n_features", [64, 400])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_score_is_the_share_of_the_population_with_a_ratio_of_at_least_gamma() -
     world = probability_world(target, models, np.zeros((1, 6), dtype=bool))
     # p(.) is equal for all, so LR(x, z) = 0.9 / p(z): 9, 3, 1.5, 1 and 0.947
     for gamma, expected in ((1.0, 0.8), (1.4, 0.6), (2.0, 0.4), (3.5, 0.2), (10.0, 0.0)):
-        scores = RMIA(online=False, gamma=gamma).run(
+        scores = RMIA(online=False, gamma=gamma, break_ties=False).run(
             world.target, world.split.nonmembers, world.known
         )
         np.testing.assert_allclose(scores.values, [expected])
@@ -144,18 +145,31 @@ def test_equals_the_naive_oracle(
     temperature: float | None,
 ) -> None:
     world = small_world(n_classes, population_seen)
-    attack = RMIA(online=online, offline_a=a, gamma=gamma, temperature=temperature)
+    attack = RMIA(
+        online=online, offline_a=a, gamma=gamma, temperature=temperature, break_ties=False
+    )
     ours = attack.run(world.target, world.candidates, world.known)
     theirs = naive_rmia(world, online, a, gamma, temperature or 1.0)
     np.testing.assert_array_equal(ours.ids, world.candidates.ids)
     np.testing.assert_allclose(ours.values, theirs, rtol=1e-10, atol=1e-10)
+    ordered = replace(attack, break_ties=True).run(world.target, world.candidates, world.known)
+    ratios = [
+        naive_ratio(world, world.candidates, j, online, a, temperature or 1.0)
+        for j in range(len(world.candidates))
+    ]
+    # the paper's score to within a step, and in the order of the ratio throughout
+    step = 1 / len(world.split.population)
+    assert ((ordered.values > ours.values) & (ordered.values < ours.values + step)).all()
+    np.testing.assert_array_equal(np.argsort(ordered.values), np.argsort(ratios))
 
 
 def test_two_temperatures_do_not_share_kept_signals() -> None:
     # one pool, which keeps what it has read under the signal's name
     world = small_world(5, False)
     for temperature in (None, 0.5, 3.0):
-        ours = RMIA(temperature=temperature).run(world.target, world.candidates, world.known)
+        ours = RMIA(temperature=temperature, break_ties=False).run(
+            world.target, world.candidates, world.known
+        )
         theirs = naive_rmia(world, True, 0.3, 1.0, temperature or 1.0)
         np.testing.assert_allclose(ours.values, theirs, rtol=1e-10, atol=1e-10)
 
@@ -178,7 +192,8 @@ def test_more_gamma_lower_scores() -> None:
     world = overfit_world(n_models=8)
     before = np.full(600, 1.0)
     for gamma in (0.5, 1.0, 1.5, 4.0):
-        after = RMIA(gamma=gamma).run(world.target, world.candidates, world.known).values
+        attack = RMIA(gamma=gamma, break_ties=False)
+        after = attack.run(world.target, world.candidates, world.known).values
         assert (after <= before).all()
         before = after
 
@@ -193,7 +208,7 @@ def test_a_is_tuned_on_a_reference_model_without_asking_the_target() -> None:
     values = {}
     for a in (None, 0.0, 1.0):
         before = world.target.n_queries
-        scores = RMIA(online=False, offline_a=a).run(
+        scores = RMIA(online=False, offline_a=a, break_ties=False).run(
             world.target, world.split.nonmembers, world.known
         )
         assert world.target.n_queries - before == 3

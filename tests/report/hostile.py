@@ -7,6 +7,7 @@ from example import PNG, small, small_finding
 from vestige.report import (
     Data,
     ExposedRecord,
+    Finding,
     ImagePreview,
     Report,
     ReportWarning,
@@ -46,7 +47,7 @@ def hostile() -> Report:
     )
 
 
-def _finding(name: str, i: int):
+def _finding(name: str, i: int) -> Finding:
     finding = small_finding(name, 0.6 + i / 100)
     return replace(
         finding,

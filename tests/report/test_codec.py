@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -51,6 +52,7 @@ def test_an_object_that_json_cannot_hold_is_refused():
         (str, None, "expected a string, got null"),
         (Estimate, {"value": 1}, "expected an estimate, got one that fails"),
         (Estimate, {"value": "1", "low": 0, "high": 2, "method": "x"}, "expected an estimate"),
+        (Literal["a", "b"], "c", "expected 'a' or 'b', got 'c'"),
         (tuple[int, ...], {"a": 1}, "expected an array, got an object of 1"),
         (tuple[int, ...], [0, "one"], r"\[1\]: expected an integer, got 'one'"),
     ],

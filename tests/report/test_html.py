@@ -136,10 +136,12 @@ def test_the_second_curve_trains_no_model():
     assert figures[0] == "ROC curve of Loss threshold"
 
 
-def test_pictures_are_a_gallery_and_rows_a_table():
+def test_pictures_are_a_gallery_and_rows_a_list():
     assert len(read(html("realistic")).all("img")) == 50
     assert "gallery" in [e.attributes.get("class") for e in read(html("realistic")).all("ul")]
-    assert "age 39" in words(html("small")) and "workclass State-gov" in words(html("small"))
+    (record,) = [e for e in read(html("small")).all("li") if "no. b-12" in e.text]
+    assert [e.words for e in record.find("dt")] == ["age", "workclass"]
+    assert [e.words for e in record.find("dd")] == ["39", "State-gov"]
 
 
 def test_the_reader_is_told_that_the_page_holds_training_data():

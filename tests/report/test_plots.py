@@ -115,9 +115,30 @@ def test_the_curve_is_the_attained_staircase_on_log_axes():
     assert corners == {0.0, 1.0, 2.0, round(np.log10(1 / 0.004), 2)}
     # held at 10% up to an FPR of 10% and at 100% from there: two levels, one decade apart
     assert len(set(y)) == 2
+    (jump,) = {v for v, before, after in zip(x[1:], y, y[1:], strict=False) if before != after}
+    assert (right - jump) / decade == pytest.approx(1, abs=0.01)
     height = (max(y) - min(y)) / np.log10(1 / 0.1)
     # the axes are wider than high, both spanning the same decades
     assert 0.5 < height / decade < 1
+
+
+def test_the_band_steps_with_the_curve():
+    levels = (0.1, 0.1, 0.5, 0.5)
+    curve = RocCurve((0.0, 0.01, 0.1, 1.0), levels, levels, (1.0,) * 4, "x")
+    svg = plots.roc([replace(small_finding("loss", 0.6), roc=curve, n_nonmembers=100)], key="k")
+    line = {(round(x, 1), round(y, 1)) for x, y in points(svg, "--member")}
+    use = next(
+        e for e in ElementTree.fromstring(svg).iter(f"{SVG}use") if "--member" in e.get("style", "")
+    )
+    band = next(
+        e
+        for e in ElementTree.fromstring(svg).iter(f"{SVG}path")
+        if "#" + e.get("id", "") == use.get("href")
+    )
+    below = re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", band.attrib["d"])
+    offset = float(use.attrib["y"])
+    corners = {(round(float(x), 1), round(float(y) + offset, 1)) for x, y in below}
+    assert line <= corners
 
 
 def test_thinning_keeps_the_ends_and_never_draws_too_high():

@@ -142,7 +142,10 @@ def test_members_that_differ_anyway_raise_what_counts_as_chance():
     assert answer.level == "high"
     assert answer.sentence.startswith("With a serious reservation, the model")
     assert "up to 0.66 needs no model" in answer.sentence
-    assert "can be told apart without the model (AUC 0.62 (0.57 to 0.66))" in answer.meaning
+    assert (
+        "can be told apart without the model, with an AUC of 0.62 (0.57 to 0.66), so"
+        in answer.meaning
+    )
     assert level(finding(auc=area(0.8)), exchangeability=failed()) == "moderate"
 
 

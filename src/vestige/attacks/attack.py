@@ -98,7 +98,10 @@ def references_of(known: Pool[BlackBox] | None) -> Pool[BlackBox]:
 
 
 def population_of(known: Pool[BlackBox] | None, candidates: Records, at_least: int = 1) -> Records:
-    """The pool's records that are not scored: known to be no members of the target.
+    """The pool's records that are not scored, taken to be no members of the target.
+
+    So a pool must hold nothing but population beside the candidates: to score some of them, pass
+    all, and select from the scores.
 
     Raises:
         InvalidInput: there is no pool, or it has too few records beside the candidates.

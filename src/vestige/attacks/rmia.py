@@ -41,8 +41,12 @@ class RMIA:
     Offline: p(x) = ((1 + a) mean over out-models + 1 - a) / 2.
 
     A population z that no reference saw has no in-models, and takes the offline form online too.
-    With few population records scores tie: 1 / n is all that the population resolves. Ratios are
-    taken of logarithms, in float64.
+    Ratios are taken of logarithms, in float64.
+
+    With n population records the share comes in steps of 1 / n, and every record favored over all
+    of them ties at 1: where false positives are few, nothing would be resolved. The share is a
+    step function of LR(x, .) alone, so that ties are broken by the ratio itself, by less than a
+    step: what a population without end would do.
 
     Candidates without an out-model (online: or without an in-model) are left out. The target must
     not be among its own reference models.
@@ -55,9 +59,10 @@ class RMIA:
             and a in 0, 0.1, ..., 1 with the best AUC is taken (the smallest of equals). The
             target is not asked.
         temperature: divide logits by it before the softmax; None (or 1) leaves them.
+        break_ties: order records of equal share by their ratio; False gives the paper's score.
 
-    Departs from the paper: a is tuned by the AUC of the likelihood ratios themselves, of which the
-    score is a step function.
+    Departs from the paper: ties are broken, as said; a is tuned by the AUC of the likelihood
+    ratios themselves.
 
     References: Zarifzadeh et al. 2024, section 3.
     """
@@ -66,6 +71,7 @@ class RMIA:
     gamma: float = 1.0
     offline_a: float | None = 0.3
     temperature: float | None = None
+    break_ties: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma < np.inf:
@@ -118,7 +124,8 @@ class RMIA:
         others_ratio = others_ratio - _log_expected(others_log_p, others_inside, a, self.online)
         # LR >= gamma where log ratio(z) <= log ratio(x) - log gamma: no table of all pairs
         below = np.searchsorted(np.sort(others_ratio), ratio - np.log(self.gamma), side="right")
-        return Scores(records.ids, below / len(others))
+        within = (1 + ratio / (1 + np.abs(ratio))) / 2 if self.break_ties else 0.0
+        return Scores(records.ids, (below + within) / len(others))
 
 
 def _loss_at(temperature: float | None) -> Signal:

@@ -76,7 +76,7 @@ def verdict(
     return Verdict(
         level,
         _leak_sentence(level, strongest, chance),
-        " ".join([_meaning(strongest), *_exposed(exposed), _tried(resolved), *reservations]),
+        " ".join([_meaning(strongest), *reservations, *_exposed(exposed), _tried(resolved)]),
         strongest.attack,
     )
 
@@ -273,8 +273,8 @@ def _reservations(
     said = []
     if exchangeability is not None and _is_failed(exchangeability):
         said.append(
-            "Members and non-members can be told apart without the model (AUC "
-            f"{estimate(exchangeability.auc)}), so that part of every number here is a difference "
+            "Members and non-members can be told apart without the model, with an AUC of "
+            f"{estimate(exchangeability.auc)}, so that part of every number here is a difference "
             "between two sets of records and not membership; audit again with both sides drawn "
             "from one source."
         )
