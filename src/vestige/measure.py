@@ -38,6 +38,7 @@ Floats = NDArray[np.float64]
 FDR = 0.05
 SHOWN = 50
 BINS = 40
+COLUMNS_SHOWN = 8
 
 
 def finding(
@@ -162,6 +163,7 @@ def exposed(
         previews: whether to show the records themselves.
     """
     tested, p = exposure(scores, split)
+    usual = None if image or not previews else _usual(split.members)
     q = tested.p_values
     assert q is not None
     called = q <= FDR
@@ -177,7 +179,7 @@ def exposed(
             p_value=float(p[i]),
             q_value=float(q[i]),
             exposed=bool(called[i]),
-            preview=_preview(records, place[identity], image) if previews else None,
+            preview=_preview(records, place[identity], image, usual) if previews else None,
         )
         for i, identity in ((i, tested.ids[i].item()) for i in order)
     )
@@ -197,6 +199,21 @@ def _class_name(records: Records, row: int) -> str:
     return records.classes[label] if records.classes else str(label)
 
 
-def _preview(records: Records, row: int, image: Sequence[int]) -> ImagePreview | RowPreview:
+def _usual(records: Records) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each column over the first records."""
+    x = np.asarray(records.x[:2000], dtype=np.float64).reshape(min(len(records), 2000), -1)
+    return x.mean(axis=0), x.std(axis=0)
+
+
+def _preview(
+    records: Records, row: int, image: Sequence[int], usual: tuple[Floats, Floats] | None
+) -> ImagePreview | RowPreview:
+    """A picture, or the columns in which the record is least like the others."""
     x = np.asarray(records.x[row])
-    return image_preview(x.reshape(image)) if image else row_preview(x, records.columns)
+    if usual is None:
+        return image_preview(x.reshape(image))
+    flat, (mean, spread) = x.reshape(-1), usual
+    odd = np.abs(flat - mean) / np.where(spread > 0, spread, np.inf)
+    chosen = np.sort(np.argsort(-odd, kind="stable")[:COLUMNS_SHOWN])
+    names = records.columns or tuple(f"x{c}" for c in range(len(flat)))
+    return row_preview(flat[chosen], [names[c] for c in chosen])
