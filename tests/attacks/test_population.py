@@ -114,3 +114,11 @@ def test_refusals() -> None:
         Population().run(world.target, world.candidates, known)
     with pytest.raises(InvalidInput, match="min_per_class >= 1, got 0"):
         Population(min_per_class=0)
+
+
+def test_denormal_losses_do_not_overflow() -> None:
+    from vestige.attacks.population import _share_below
+
+    tiny = np.finfo(np.float64).smallest_subnormal
+    shares = _share_below(np.array([tiny, 1e-300, 1.0, 800.0]), np.array([tiny, 2.0]))
+    assert (np.diff(shares) >= 0).all() and np.isfinite(shares).all()

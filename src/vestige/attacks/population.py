@@ -112,7 +112,8 @@ def _share_below(losses: Floats, null: Floats) -> Floats:
     """
     knots, counts = np.unique(null, return_counts=True)
     shares = np.cumsum(counts) / (len(null) + 1)
-    below = shares[0] * np.minimum(losses / knots[0], 1.0)
+    # the minimum first: a large loss over a denormal one overflows
+    below = shares[0] * (np.minimum(losses, knots[0]) / knots[0])
     above = 1 - (1 - shares[-1]) / (1 + np.maximum(losses - knots[-1], 0.0))
     inside = np.interp(losses, knots, shares)
     return np.where(losses < knots[0], below, np.where(losses > knots[-1], above, inside))
