@@ -1,17 +1,21 @@
 """A digest of how a model is trained, so that what was trained otherwise is never reused.
 
-Functions are read by what they do (bytecode, constants, closures, and the module-level numbers
-and functions they name), not by where they are written: moving a line keeps the digest, changing
-a width alters it.
+Functions are read by what they do (bytecode, constants, closures, and whatever they name in their
+module), not by where they are written: moving a line or renaming a file keeps the digest, changing
+a width alters it. The user's own functions and classes are followed, base classes included;
+installed libraries are taken by name and version.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
+import re
+import sys
+import sysconfig
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,87 +24,197 @@ from torch import nn
 
 __all__ = ["fingerprint"]
 
+_PLAIN = (bool, int, float, complex, str, bytes, np.generic)
+# what Python itself notes down about a class, some of it by line or in the order of a hash
+_NOTES = frozenset(
+    """__module__ __qualname__ __dict__ __weakref__ __doc__ __annotations__ __annotate__
+    __annotate_func__ __firstlineno__ __static_attributes__ __match_args__ __dataclass_fields__
+    __dataclass_params__ __abstractmethods__ _abc_impl __orig_bases__ __parameters__""".split()
+)
+# objects of these modules hold the state of a process, not a setting
+_PROCESS = frozenset({"logging", "threading", "_thread", "weakref", "_weakref", "io", "_io"})
+_WRAPPED = ("fget", "fset", "__func__", "__wrapped__")
+
 
 def fingerprint(value: Any) -> str:
     """sha256 of a value's content: plain data, arrays, functions, modules, estimators."""
     digest = hashlib.sha256()
-    for part in _parts(value, frozenset()):
-        digest.update(part)
-        digest.update(b"\0")
+    for part in _Reader().read(value):
+        digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
 
 
-def _parts(value: Any, seen: frozenset[int]) -> list[bytes]:
-    if value is None or isinstance(value, (bool, int, float, str, bytes, complex, np.generic)):
-        return [f"{type(value).__name__}:{value!r}".encode()]
-    if id(value) in seen:
-        return [b"again"]
-    seen = seen | {id(value)}
-    if isinstance(value, np.ndarray):
-        return [str((value.shape, value.dtype)).encode(), np.ascontiguousarray(value).tobytes()]
-    if isinstance(value, torch.Tensor):
-        return _parts(value.detach().cpu().numpy(), seen)
-    if isinstance(value, Mapping):
-        pairs = sorted(value.items(), key=lambda pair: str(pair[0]))
-        return [p for key, item in pairs for p in (*_parts(key, seen), *_parts(item, seen))]
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = value if isinstance(value, (list, tuple)) else sorted(value, key=repr)
-        return [b"[", *(p for item in items for p in _parts(item, seen)), b"]"]
-    return _parts_of_object(value, seen)
+class _Reader:
+    """Turns a value into bytes, depth first, each function and class once."""
+
+    def __init__(self) -> None:
+        self._inside: set[int] = set()
+        # kept alive here, so that no number of theirs is given to another object
+        self._met: dict[int, tuple[int, Any]] = {}
+
+    def read(self, value: Any) -> Iterator[bytes]:
+        if value is None or isinstance(value, _PLAIN):
+            yield f"{type(value).__name__}:{value!r}".encode()
+        elif id(value) in self._met:
+            yield f"met:{self._met[id(value)][0]}".encode()
+        elif id(value) in self._inside:
+            yield b"again"
+        else:
+            self._inside.add(id(value))
+            yield b"("
+            yield from self._whole(value)
+            yield b")"
+            self._inside.discard(id(value))
+
+    def _whole(self, value: Any) -> Iterator[bytes]:
+        if isinstance(value, np.ndarray):
+            yield from _array(value) if value.dtype != object else self.read(value.tolist())
+        elif isinstance(value, torch.Tensor):
+            yield str(value.dtype).encode()
+            yield from self.read(_dense(value).numpy())
+        elif isinstance(value, Mapping):
+            for key, item in sorted(value.items(), key=lambda pair: _text(pair[0])):
+                yield from self.read(key)
+                yield from self.read(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                yield from self.read(item)
+        elif isinstance(value, (set, frozenset)):
+            for item in sorted(value, key=_text):
+                yield from self.read(item)
+        elif isinstance(value, (types.FunctionType, types.CodeType, type, types.ModuleType)):
+            yield from self._definition(value)
+        else:
+            yield from self._object(value)
+
+    def _definition(self, value: Any) -> Iterator[bytes]:
+        self._met[id(value)] = (len(self._met), value)
+        if isinstance(value, types.FunctionType):
+            yield from self._function(value)
+        elif isinstance(value, types.CodeType):
+            yield from self._code(value)
+        elif isinstance(value, type):
+            yield _name(value)
+            if not _is_library(value.__module__):
+                own = {k: v for k, v in vars(value).items() if k not in _NOTES}
+                yield from self.read([own, value.__bases__])
+        else:
+            yield value.__name__.encode()
+
+    def _function(self, value: types.FunctionType) -> Iterator[bytes]:
+        yield _name(value)
+        yield from self.read([value.__code__, value.__defaults__, value.__kwdefaults__])
+        yield from self.read([_content(cell) for cell in value.__closure__ or ()])
+        # not value.__module__: a library's decorator takes over the name of what it wraps
+        if not _is_library(value.__globals__.get("__name__", "")):
+            names = set(_names(value.__code__))
+            used = {n: value.__globals__[n] for n in names if n in value.__globals__}
+            yield from self.read({n: _named_of(item, names) for n, item in used.items()})
+
+    def _code(self, value: types.CodeType) -> Iterator[bytes]:
+        yield from (value.co_code, value.co_exceptiontable)
+        yield from self.read(list(value.co_consts))
+        # names matter beside bytecode: f(x) and g(x) compile alike
+        names = [value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars]
+        counts = [value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount]
+        yield from self.read([*names, *counts, value.co_flags])
+
+    def _object(self, value: Any) -> Iterator[bytes]:
+        yield from self.read(type(value))
+        if isinstance(value, functools.partial):
+            yield from self.read([value.func, value.args, value.keywords])
+        elif isinstance(value, types.MethodType):
+            yield from self.read([value.__func__, value.__self__])
+        elif isinstance(value, nn.Module):
+            yield from self.read(_module_state(value))
+        elif callable(getattr(value, "get_params", None)):
+            yield from self.read(value.get_params(deep=False))
+        else:
+            wrapped = [getattr(value, n) for n in _WRAPPED if getattr(value, n, None) is not None]
+            state = _state(value)
+            yield from self.read([wrapped, state])
+            if not state:
+                yield _text(value).encode()
 
 
-def _parts_of_object(value: Any, seen: frozenset[int]) -> list[bytes]:
-    name = f"{type(value).__module__}.{type(value).__qualname__}".encode()
-    if isinstance(value, functools.partial):
-        return [name, *_parts([value.func, value.args, value.keywords], seen)]
-    if isinstance(value, types.MethodType):
-        return [name, *_parts(value.__func__, seen), *_parts(value.__self__, seen)]
-    if isinstance(value, types.FunctionType):
-        return _parts_of_function(value, seen)
-    if isinstance(value, types.CodeType):
-        return _parts_of_code(value, seen)
-    if isinstance(value, nn.Module):
-        return [name, repr(value).encode(), *_parts(value.state_dict(), seen)]
-    if isinstance(value, type):
-        return _parts_of_class(value, seen)
-    if dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return [name, *_parts(fields, seen)]
-    get_params = getattr(value, "get_params", None)
-    if get_params is not None:
-        return [name, *_parts(get_params(deep=True), seen)]
-    state = getattr(value, "__dict__", None)
-    return [name, *_parts(state, seen)] if state else [name]
+def _array(value: np.ndarray[Any, Any]) -> Iterator[bytes]:
+    yield str((value.shape, value.dtype)).encode()
+    yield np.ascontiguousarray(value).tobytes()
 
 
-def _parts_of_function(value: types.FunctionType, seen: frozenset[int]) -> list[bytes]:
-    cells = [cell.cell_contents for cell in value.__closure__ or ()]
-    named = [n for n in value.__code__.co_names if n in value.__globals__]
-    used = {n: value.__globals__[n] for n in named if _is_ours(value.__globals__[n], value)}
-    name = f"{value.__module__}.{value.__qualname__}".encode()
-    rest = [value.__code__, cells, value.__defaults__, value.__kwdefaults__, used]
-    return [name, *_parts(rest, seen)]
+def _dense(value: torch.Tensor) -> torch.Tensor:
+    plain = value.detach().cpu()
+    plain = plain.to_dense() if plain.layout != torch.strided else plain
+    return plain.float() if plain.dtype == torch.bfloat16 else plain
 
 
-def _is_ours(found: Any, user: types.FunctionType) -> bool:
-    """Numbers, text, and functions and classes of the same module; not imported libraries."""
-    if isinstance(found, (bool, int, float, str, tuple)):
-        return True
-    return isinstance(found, (types.FunctionType, type)) and found.__module__ == user.__module__
+def _text(value: Any) -> str:
+    """How a value is written, without the place in memory, which differs in each process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
-def _parts_of_code(value: types.CodeType, seen: frozenset[int]) -> list[bytes]:
-    # names matter beside bytecode: f(x) and g(x) compile alike
-    names = [value.co_names, value.co_varnames, value.co_freevars]
-    return [value.co_code, *_parts(list(value.co_consts), seen), *_parts(names, seen)]
+def _name(value: Any) -> bytes:
+    """What a library's thing is called, and its version; of the user's own, only the last name."""
+    if not _is_library(value.__module__):
+        return str(value.__qualname__).encode()
+    package = sys.modules.get(str(value.__module__).partition(".")[0])
+    version = getattr(package, "__version__", "")
+    return f"{value.__module__}.{value.__qualname__} {version}".encode()
 
 
-def _parts_of_class(value: type, seen: frozenset[int]) -> list[bytes]:
-    name = f"{value.__module__}.{value.__qualname__}".encode()
-    own = {
-        key: item
-        for key, item in vars(value).items()
-        if isinstance(item, (types.FunctionType, int, float, str)) and not key.startswith("__")
+@functools.cache
+def _is_library(module: str | None) -> bool:
+    """Whether a module is Python's or installed; this package is read like the user's own."""
+    top = (module or "").partition(".")[0]
+    if top in ("__main__", "vestige"):
+        return False
+    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    if file is None:
+        return top in sys.stdlib_module_names
+    path = Path(file)
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return bool(installed) or path.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Names that a function and the functions within it look up."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _named_of(found: Any, names: set[str]) -> Any:
+    """What a function uses of a module of the user's; anything else as it is."""
+    if isinstance(found, types.ModuleType) and not _is_library(found.__name__):
+        return {name: vars(found)[name] for name in names if name in vars(found)}
+    return found
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is bound only later
+        return None
+
+
+def _module_state(net: nn.Module) -> dict[str, Any]:
+    # hooks are kept under numbers that count every hook of the process
+    return {
+        name: list(item.values()) if "_hooks" in name and isinstance(item, dict) else item
+        for name, item in vars(net).items()
+        if name != "training"
     }
-    init = vars(value).get("__init__")
-    return [name, *_parts(own, seen), *(_parts(init, seen) if init else [])]
+
+
+def _state(value: Any) -> dict[str, Any]:
+    if type(value).__module__.partition(".")[0] in _PROCESS:
+        return {}
+    slots = [
+        name
+        for base in type(value).__mro__
+        for name in np.atleast_1d(vars(base).get("__slots__", ())).tolist()
+    ]
+    found = {name: getattr(value, name) for name in slots if getattr(value, name, None) is not None}
+    found |= getattr(value, "__dict__", {})
+    return {name: item for name, item in found.items() if name not in _NOTES}

@@ -6,7 +6,7 @@ everything drawn while training), so that a model is the same alone and among ot
 
 from __future__ import annotations
 
-import copy
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from vestige.errors import InvalidInput
 from vestige.models import TorchModel, evaluating
 from vestige.records import Records
-from vestige.training.recipe import TorchRecipe
+from vestige.training.recipe import TorchRecipe, tensors_of
 
 __all__ = ["Batch", "Gradients", "Objective", "fit", "mean_gradients"]
 
@@ -51,8 +52,13 @@ Gradients = Callable[[nn.Module, Batch, Objective], Sequence[Tensor]]
 
 def mean_gradients(net: nn.Module, batch: Batch, objective: Objective) -> Sequence[Tensor]:
     """Gradients of the objective with respect to each trained parameter."""
-    trained = [p for p in net.parameters() if p.requires_grad]
-    return torch.autograd.grad(objective(net, batch), trained, materialize_grads=True)
+    loss = objective(net, batch)
+    if loss.numel() != 1:
+        raise InvalidInput(
+            f"expected the loss of a batch to be one number, got shape {tuple(loss.shape)}; take "
+            "its mean"
+        )
+    return torch.autograd.grad(loss, trainable(net), materialize_grads=True)
 
 
 @dataclass(frozen=True)
@@ -94,11 +100,53 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def built(recipe: TorchRecipe, seed: int) -> nn.Module:
-    """A new module, its initial weights drawn from the seed; the global generator is untouched."""
-    with torch.random.fork_rng(devices=[]):
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The global generators of torch, NumPy and Python drawn from the seed, then put back.
+
+    A module may draw from any of them, for its initial weights or in its forward pass.
+    """
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if on_gpu else ()
+    ours, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        return recipe.build()
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(ours)
+            np.random.set_state(numpys)
+
+
+def built(recipe: TorchRecipe, seed: int) -> nn.Module:
+    """A new module, its initial weights drawn from the seed; global generators are untouched."""
+    with seeded(seed):
+        net = new_module(recipe.build)
+    if not trainable(net):
+        raise InvalidInput("expected a module with weights to train, got none that take gradients")
+    return net
+
+
+def trainable(net: nn.Module) -> list[Tensor]:
+    return [p for p in net.parameters() if p.requires_grad]
+
+
+def new_module(build: Callable[[], nn.Module]) -> nn.Module:
+    """What build makes, if it can be trained and stored.
+
+    Raises:
+        InvalidInput: not a module, or sizes left open.
+    """
+    net: Any = build()
+    if not isinstance(net, nn.Module):
+        raise InvalidInput(f"expected build to make a torch module, got {type(net).__name__}")
+    if any(is_lazy(t) for t in (*net.parameters(), *net.buffers())):
+        raise InvalidInput(
+            "expected a module that knows its sizes, got lazy layers; give their input sizes"
+        )
+    return net
 
 
 class Resident:
@@ -226,14 +274,9 @@ def fit(
     net = built(recipe, streams.initial).to(recipe.device)
     data = Resident(records, net, recipe.device)
     rows = np.arange(len(records))
-    with one_thread(), torch.random.fork_rng(devices=_cuda_devices(recipe)):
-        torch.manual_seed(streams.noise)
+    with one_thread(), seeded(streams.noise):
         train(recipe, net, data, rows, streams, objective or RecipeLoss(recipe), gradients)
     return recipe.handle(checked(net))
-
-
-def _cuda_devices(recipe: TorchRecipe) -> list[int]:
-    return list(range(torch.cuda.device_count())) if recipe.device.startswith("cuda") else []
 
 
 def train(
@@ -250,7 +293,7 @@ def train(
     if recipe.early_stopping is not None:
         rows, held_out = _held_out(rows, recipe.early_stopping.fraction, streams.order)
         watch = _Watch(recipe.early_stopping.patience, net, data, held_out, objective)
-    trained: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
+    trained = trainable(net)
     optimizer = make_optimizer(recipe, trained)
     rates = [group["lr"] for group in optimizer.param_groups]
     noise = torch.Generator(device=recipe.device).manual_seed(streams.noise)
@@ -263,7 +306,8 @@ def train(
         assign(trained, gradients(net, Batch(x, y, step), objective))
         set_rate(optimizer, rates, recipe, step / total)
         optimizer.step()
-        if watch is not None and (step + 1) % epoch == 0 and watch.should_stop():
+        due = (step + 1) % epoch == 0 or step + 1 == total
+        if watch is not None and due and watch.should_stop():
             break
     if watch is not None:
         watch.restore()
@@ -289,7 +333,8 @@ class _Watch:
     ) -> None:
         self._patience, self._net, self._objective = patience, net, objective
         self._parts = [data.gather(part) for part in np.array_split(rows, -(-len(rows) // 1024))]
-        self._best, self._state, self._since = float("inf"), copy.deepcopy(net.state_dict()), 0
+        self._best, self._since = float("inf"), 0
+        self._state: dict[str, Tensor] = {}
 
     def should_stop(self) -> bool:
         with evaluating(self._net), torch.no_grad():
@@ -298,18 +343,23 @@ class _Watch:
             ]
         if sum(losses) < self._best:
             self._best, self._since = sum(losses), 0
-            self._state = copy.deepcopy(self._net.state_dict())
+            self._state = {n: t.detach().clone() for n, t in tensors_of(self._net).items()}
         else:
             self._since += 1
         return self._since >= self._patience
 
     def restore(self) -> None:
-        self._net.load_state_dict(self._state)
+        own = tensors_of(self._net)
+        with torch.no_grad():
+            for name, tensor in self._state.items():
+                own[name].copy_(tensor)
 
 
 def checked(net: nn.Module) -> nn.Module:
     """The module, if training left it finite."""
     bad = [n for n, p in net.named_parameters() if not torch.isfinite(p).all()]
+    # a buffer may hold infinity on purpose (a mask), but not NaN
+    bad += [n for n, b in net.named_buffers() if torch.isnan(b).any()]
     if bad:
         raise InvalidInput(
             f"expected training to converge, got NaN or infinite weights in {bad[0]}; lower the "

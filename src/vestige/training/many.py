@@ -8,11 +8,12 @@ a resumed run computes what an undisturbed one computes, to the last bit.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vestige.errors import InvalidInput
+from vestige.errors import DamagedFile, InvalidInput
 from vestige.models import BlackBox
 from vestige.pool import MemoryCache, Pool, SignalCache
 from vestige.records import Records
@@ -39,7 +40,7 @@ from vestige.training.fit import (
 )
 from vestige.training.recipe import Recipe, TorchRecipe
 from vestige.training.stacked import fit_stack, why_alone
-from vestige.training.store import Store, StoredSignals, write_atomically
+from vestige.training.store import Store, StoredSignals, write_beside
 
 __all__ = ["Progress", "half_and_half", "model_seed", "train_many"]
 
@@ -73,7 +74,7 @@ def half_and_half(n_models: int, n_records: int, seed: int) -> Table:
     if n_models % 2 or n_models < 2 or n_records < 2:
         raise InvalidInput(
             f"expected an even number of models and at least two records, got {n_models} models "
-            f"and {n_records} records; ask for {n_models + n_models % 2 or 2} models"
+            f"and {n_records} records; ask for {max(2, n_models + n_models % 2)} models"
         )
     member = np.zeros((n_models, n_records), dtype=bool)
     for pair in range(n_models // 2):
@@ -149,11 +150,14 @@ class _Job:
 
 
 def code_version() -> str:
-    """The versions, and the source of what trains: a change to either makes old models stale."""
+    """The versions, and the source of what trains: a change to either makes old models stale.
+
+    This file is a part of it: a stack of another width rounds otherwise.
+    """
     import sklearn
 
     digest = hashlib.sha256()
-    for name in ("fit.py", "recipe.py", "stacked.py"):
+    for name in ("fit.py", "many.py", "networks.py", "recipe.py", "stacked.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     versions = [torch.__version__, sklearn.__version__, np.__version__, platform.machine()]
     return f"{digest.hexdigest()} {' '.join(versions)}"
@@ -187,12 +191,11 @@ def train_many(
         workers: processes for recipes other than torch; by default one for each core.
 
     Raises:
-        InvalidInput: a model without records, or training that diverged.
+        InvalidInput: a table of another shape, a model without records, or training that
+            diverged; with a store, a model that its stored file does not wholly describe.
         StoreError: the disk is full; what was finished is kept.
     """
-    empty = np.flatnonzero(~member.any(axis=1))
-    if len(empty):
-        raise InvalidInput(f"expected records for every model, got none for model {empty[0]}")
+    _check(records, member, seed)
     job = _Job(recipe, records, member, seed, objective, gradients)
     path, why = _plan(job)
     run = job.key(path)
@@ -201,13 +204,16 @@ def train_many(
     todo = [k for k, absent in enumerate(missing) if absent]
     started, done = time.perf_counter(), len(names) - len(todo)
     progress("models", done, len(names))
+    if store is not None and todo:
+        store.forget_signals(run)
     kept: dict[int, BlackBox] = {}
     for finished, seconds in _trained(job, path, todo, store, run, names, workers):
         for index, model in finished.items():
             if store is None:
                 kept[index] = model
             elif missing[index] and model is not None:
-                _save(store, run, names[index], recipe, model, seconds)
+                write = partial(_written, job, model, first=index == todo[0])
+                store.save(run, names[index], write, seconds)
             missing[index] = False
         progress("models", len(names) - sum(missing), len(names))
     provenance = {
@@ -229,10 +235,49 @@ def train_many(
     return Pool(models, records, member, cache, provenance)
 
 
-def _save(
-    store: Store, run: str, name: str, recipe: Recipe, model: BlackBox, seconds: float
-) -> None:
-    store.save(run, name, lambda path: recipe.write(model, path), seconds)
+def _check(records: Records, member: Table, seed: int) -> None:
+    """Refuse what would fail only after hours of training."""
+    if member.ndim != 2 or member.shape[1] != len(records) or member.dtype != np.bool_:
+        raise InvalidInput(
+            f"expected a boolean membership table of shape (n_models, {len(records)}), got "
+            f"{member.dtype} of shape {member.shape}"
+        )
+    if not len(member):
+        raise InvalidInput("expected a row for at least one model, got none")
+    empty = np.flatnonzero(~member.any(axis=1))
+    if len(empty):
+        raise InvalidInput(f"expected records for every model, got none for model {empty[0]}")
+    if seed < 0:
+        raise InvalidInput(f"expected a seed from 0, got {seed}")
+
+
+def _written(job: _Job, model: BlackBox, part: Path, first: bool) -> None:
+    """Write a model; of a run's first one, make sure that what is read back is that model.
+
+    A module may keep what it learned or drew outside of its parameters and buffers, and an
+    estimator may hold objects that are not loaded.
+
+    Raises:
+        InvalidInput: it cannot be read back, or answers otherwise then.
+    """
+    job.recipe.write(model, part)
+    if not first:
+        return
+    try:
+        again = job.recipe.read(part, job.records.n_classes)
+    except DamagedFile as error:
+        raise InvalidInput(
+            f"expected a model that can be read back without a pickle, but: {error}; train it "
+            "through EstimatorRecipe, or without a store"
+        ) from error
+    x = job.records.x[: min(8, len(job.records))]
+    gap = np.abs(np.exp(model.log_probabilities(x)) - np.exp(again.log_probabilities(x))).max()
+    if gap > 1e-3:
+        raise InvalidInput(
+            "expected a model that its parameters and buffers describe wholly, got one whose "
+            f"answers differ by {gap:.2g} once written and read; keep "
+            "what it draws or learns in buffers (register_buffer), or train without a store"
+        )
 
 
 def _plan(job: _Job) -> tuple[str, str]:
@@ -317,23 +362,34 @@ def _in_processes(
     names: Sequence[str],
     workers: int | None,
 ) -> Iterator[Finished]:
-    from joblib import Parallel, delayed
+    from joblib import Parallel, cpu_count, delayed
 
-    count = min(workers or len(os.sched_getaffinity(0)), len(todo))
+    count = min(workers or cpu_count(), len(todo))
     paths = [store.path(run, names[k]) if store is not None else None for k in todo]
-    tasks = (delayed(_one_process)(job, k, path) for k, path in zip(todo, paths, strict=True))
+    tasks = (
+        delayed(_one_process)(job, k, path, k == todo[0])
+        for k, path in zip(todo, paths, strict=True)
+    )
     results = Parallel(n_jobs=count, return_as="generator_unordered")(tasks)
-    for index, model, digest, seconds in results:
-        if store is not None:
-            store.enter(run, names[index], digest, seconds)
-        yield {index: model}, seconds
+    try:
+        for index, model, written, seconds in results:
+            if store is not None:
+                store.adopt(written[0], run, names[index], written[1], seconds)
+            yield {index: model}, seconds
+    finally:
+        with warnings.catch_warnings():
+            # after Ctrl-C or a full disk: that tasks are given up needs no advice
+            warnings.simplefilter("ignore")
+            results.close()
 
 
-def _one_process(job: _Job, index: int, path: Path | None) -> tuple[int, Any, str, float]:
+def _one_process(
+    job: _Job, index: int, path: Path | None, first: bool
+) -> tuple[int, Any, Any, float]:
     started = time.perf_counter()
     model = job.alone(index)
     seconds = time.perf_counter() - started
     if path is None:
-        return index, model, "", seconds
-    digest = write_atomically(path, lambda part: job.recipe.write(model, part))
-    return index, None, digest, seconds
+        return index, model, None, seconds
+    write = partial(_written, job, model, first=first)
+    return index, None, write_beside(path, write), seconds

@@ -7,9 +7,11 @@ pool of them. Everything random comes from the seed: initial weights, batch orde
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,6 +76,13 @@ class EarlyStopping:
 
     patience: int = 5
     fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or not 0 < self.fraction < 1:
+            raise InvalidInput(
+                "expected a patience of at least one epoch and a share between 0 and 1, got "
+                f"patience={self.patience} and fraction={self.fraction}"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,10 @@ class TorchRecipe:
     def key(self) -> str:
         from vestige.training.fit import built
 
-        return fingerprint([self, repr(built(self, 0)), shapes(built(self, 0))])
+        net = built(self, 0)
+        # the classes too: a changed forward pass changes neither names nor shapes
+        classes = [type(module) for module in net.modules()]
+        return fingerprint([type(self).__name__, vars(self), repr(net), shapes(net), classes])
 
     def handle(self, net: nn.Module) -> TorchModel:
         return TorchModel(net, logits=self.logits)
@@ -154,7 +166,7 @@ class TorchRecipe:
 
         net = built(self, 0)
         read_tensors(net, path)
-        return self.handle(net.to(self.device))
+        return self.handle(net.to(self.device).eval())
 
 
 def shapes(net: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
@@ -167,10 +179,11 @@ def tensors_of(net: nn.Module) -> dict[str, Tensor]:
 
 
 def write_tensors(net: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    tensors = {n: t.detach().cpu().contiguous() for n, t in tensors_of(net).items()}
-    save_file(tensors, path)
+    # copies: a buffer may be a view of a parameter; bytes: so that a full disk is an OSError
+    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors_of(net).items()}
+    path.write_bytes(save(tensors))
 
 
 def read_tensors(net: nn.Module, path: Path) -> None:
@@ -226,34 +239,63 @@ class EstimatorRecipe:
         from sklearn.base import clone
 
         estimator = clone(self.estimator)
-        states = np.random.SeedSequence(seed).generate_state(64)
         named = sorted(n for n in estimator.get_params() if n.split("__")[-1] == "random_state")
-        estimator.set_params(**{n: int(s >> 1) for n, s in zip(named, states, strict=False)})
+        states = np.random.SeedSequence(seed).generate_state(len(named))
+        estimator.set_params(**{n: int(s >> 1) for n, s in zip(named, states, strict=True)})
         x = np.asarray(records.x[:]).reshape(len(records), -1)
-        estimator.fit(x, records.y)
+        try:
+            estimator.fit(x, records.y)
+        except ValueError as error:
+            raise InvalidInput(
+                f"expected records that {type(estimator).__name__} can be trained on, got "
+                f"{len(records)} of shape {x.shape[1:]} with {len(np.unique(records.y))} classes "
+                f"which it refused ({str(error).splitlines()[0]})"
+            ) from error
         return EstimatorModel(estimator, n_classes=records.n_classes, floor=self.floor)
 
     def key(self) -> str:
-        return fingerprint([self.estimator, self.floor])
+        return fingerprint([type(self).__name__, self.estimator, self.floor])
 
     def write(self, model: Any, path: Path) -> None:
         write_estimator(model.estimator, path)
 
     def read(self, path: Path, n_classes: int) -> EstimatorModel:
-        return EstimatorModel(
-            read_estimator(path, trusted=(self.estimator,)), n_classes=n_classes, floor=self.floor
-        )
+        estimator = read_estimator(path, packages_of(self.estimator))
+        return EstimatorModel(estimator, n_classes=n_classes, floor=self.floor)
+
+
+_READABLE = frozenset({"sklearn", "numpy", "scipy"})
+
+
+def packages_of(estimator: Any) -> frozenset[str]:
+    """Packages that an estimator and its parts come from; never Python's own."""
+    parts = [estimator, *estimator.get_params(deep=True).values()]
+    owners = [p if callable(p) and isinstance(p, FunctionType) else type(p) for p in parts]
+    tops = {str(owner.__module__).partition(".")[0] for owner in owners}
+    return _READABLE | {top for top in tops if top not in sys.stdlib_module_names}
 
 
 def write_estimator(estimator: Any, path: Path) -> None:
+    """Store an estimator without a pickle.
+
+    Raises:
+        InvalidInput: it holds what skops cannot write.
+    """
     from skops.io import dump
+    from skops.io.exceptions import UnsupportedTypeException
 
-    with path.open("wb") as file:
-        dump(estimator, file)
+    try:
+        with path.open("wb") as file:
+            dump(estimator, file)
+    except UnsupportedTypeException as error:
+        raise InvalidInput(
+            f"expected an estimator that can be stored without a pickle, got "
+            f"{type(estimator).__name__} ({error}); train it without a store"
+        ) from error
 
 
-def read_estimator(path: Path, trusted: tuple[Any, ...] = ()) -> Any:
-    """A stored estimator; types beyond scikit-learn's are loaded only from `trusted` packages.
+def read_estimator(path: Path, packages: frozenset[str] = _READABLE) -> Any:
+    """A stored estimator; its types are loaded from `packages` only.
 
     Raises:
         DamagedFile: not a skops file, or it names types of other packages.
@@ -262,7 +304,6 @@ def read_estimator(path: Path, trusted: tuple[Any, ...] = ()) -> Any:
 
     from skops.io import get_untrusted_types, load
 
-    packages = {"sklearn", "numpy", "scipy"} | {type(e).__module__.split(".")[0] for e in trusted}
     try:
         named = get_untrusted_types(file=path)
         foreign = [name for name in named if name.split(".")[0] not in packages]
@@ -305,6 +346,11 @@ class FunctionRecipe:
                     "that its weights can be stored and read back; pass build=lambda: MyNet()"
                 )
             return TorchModel(trained, logits=self.logits)
+        if self.build is not None:
+            raise InvalidInput(
+                f"expected train to return a torch module, as build= says, got "
+                f"{type(trained).__name__}; leave build out for estimators"
+            )
         if getattr(trained, "predict_proba", None) is None:
             raise InvalidInput(
                 f"expected train to return a torch module or a fitted classifier, got "
@@ -313,7 +359,16 @@ class FunctionRecipe:
         return EstimatorModel(trained, n_classes=records.n_classes)
 
     def key(self) -> str:
-        return fingerprint([self.train, self.build])
+        net = self._built() if self.build is not None else nn.Identity()
+        classes = [type(module) for module in net.modules()]
+        return fingerprint([type(self).__name__, vars(self), repr(net), shapes(net), classes])
+
+    def _built(self) -> nn.Module:
+        from vestige.training.fit import new_module, seeded
+
+        assert self.build is not None
+        with seeded(0):
+            return new_module(self.build)
 
     def write(self, model: Any, path: Path) -> None:
         if isinstance(model, TorchModel):
@@ -324,7 +379,6 @@ class FunctionRecipe:
     def read(self, path: Path, n_classes: int) -> BlackBox:
         if self.build is None:
             return EstimatorModel(read_estimator(path), n_classes=n_classes)
-        with torch.random.fork_rng(devices=[]):
-            net = self.build()
+        net = self._built()
         read_tensors(net, path)
-        return TorchModel(net, logits=self.logits)
+        return TorchModel(net.eval(), logits=self.logits)

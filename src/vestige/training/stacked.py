@@ -7,7 +7,10 @@ module may be stacked: what it cannot show equal to training alone is trained al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vestige.records import Records
+from vestige.training.fingerprint import fingerprint
 from vestige.training.fit import (
     Batch,
     Index,
@@ -29,8 +34,10 @@ from vestige.training.fit import (
     make_optimizer,
     n_steps,
     one_thread,
+    seeded,
     set_rate,
     train,
+    trainable,
 )
 from vestige.training.recipe import TorchRecipe, tensors_of
 
@@ -39,6 +46,21 @@ __all__ = ["fit_stack", "why_alone"]
 # Above this size a model's own matrix products fill a CPU core and stacking gains nothing.
 LARGEST_STACKED_ON_CPU = 100_000
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# These move each number by its own gradients alone: others (a norm over all weights, for one)
+# would mix the models of a stack, perhaps only after the steps that the probe takes.
+_ELEMENTWISE = frozenset(
+    {
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.Adamax,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.RMSprop,
+        torch.optim.Adagrad,
+        torch.optim.Adadelta,
+    }
+)
 
 
 class _Objective(nn.Module):
@@ -80,9 +102,10 @@ def fit_stack(
         x, y = data.gather(np.stack([next(order) for order in orders]))
         if recipe.augment is not None:
             x = torch.stack([recipe.augment(a, g) for a, g in zip(x, noises, strict=True)])
-        losses, buffers = vmap(one, (0, 0, 0, 0, None), randomness="error")(
-            params, buffers, x, y, step
-        )
+        with _batched_kernels():
+            losses, buffers = vmap(one, (0, 0, 0, 0, None), randomness="error")(
+                params, buffers, x, y, step
+            )
         buffers = {name: b.detach() for name, b in buffers.items()}
         gradients = torch.autograd.grad(
             losses.sum(), [params[name] for name in trained], materialize_grads=True
@@ -91,6 +114,14 @@ def fit_stack(
         set_rate(optimizer, rates, recipe, step / total)
         optimizer.step()
     _unstack(nets, {**params, **buffers})
+
+
+@contextmanager
+def _batched_kernels() -> Iterator[None]:
+    """Attention by plain products, which vmap can batch; what it must loop over, without a word."""
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        yield
 
 
 def _unstack(nets: Sequence[nn.Module], stacked: dict[str, Tensor]) -> None:
@@ -117,6 +148,14 @@ def why_alone(
     on_cpu = not recipe.device.startswith("cuda")
     if on_cpu and any(isinstance(m, _CONVOLUTIONS) for m in net.modules()):
         return "convolutions on a CPU are faster one model at a time"
+    mixing = _mixing_optimizer(recipe, trainable(net))
+    if mixing:
+        return f"{mixing} may treat a stack of weights otherwise than one model's"
+    if any(isinstance(m, nn.Embedding) and m.padding_idx is not None for m in net.modules()):
+        return "torch gives the padding row of a stacked embedding gradients, but of the first one"
+    own = [type(v).__name__ for m in net.modules() for v in vars(m).values() if _draws(v)]
+    if own:
+        return f"it draws random numbers from a generator of its own ({own[0]})"
     size = sum(p.numel() for p in net.parameters())
     if on_cpu and size > LARGEST_STACKED_ON_CPU:
         return f"{size:,} parameters fill a CPU core one model at a time"
@@ -129,25 +168,52 @@ def _probe(
     """Three steps of two models in float64, stacked and alone: where they part, or ''."""
     size = min(recipe.batch_size, 16)
     short = replace(recipe, steps=3, batch_size=size)
-    few = rows[:, : 3 * size]
+    # only the records that are used: all of them in float64 might not fit
+    spread = np.unique(np.linspace(0, rows.shape[1] - 1, 3 * size).astype(np.int64))
+    used, places = np.unique(rows[:, spread], return_inverse=True)
+    few, records = places.reshape(len(rows), -1), records[used]
 
     def fresh() -> tuple[list[nn.Module], list[Streams]]:
         streams = [Streams.of(seed), Streams.of(seed + 1)]
         nets = [built(recipe, s.initial).double().to(recipe.device) for s in streams]
         return nets, streams
 
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with one_thread(), seeded(seed):
+        together, streams = fresh()
+        data = Resident(records, together[0], recipe.device)
+        before = _global_states()
         try:
-            together, streams = fresh()
-            data = Resident(records, together[0], recipe.device)
             fit_stack(short, data, together, few, streams, objective)
         except Exception as error:  # whatever the module does that a stack cannot
             return _reason(error)
+        if _global_states() != before:
+            return "it draws random numbers while training: alone, each model has its own"
         apart, streams = fresh()
         for net, own, s in zip(apart, few, streams, strict=True):
             train(short, net, data, own, s, objective)
     return _difference(together, apart)
+
+
+def _mixing_optimizer(recipe: TorchRecipe, own: list[Tensor]) -> str:
+    """The optimizer, if it may mix models or sorts weights by their number of axes; or ''."""
+    alone = make_optimizer(recipe, own)
+    stack = make_optimizer(recipe, [torch.stack([p.detach()]).requires_grad_() for p in own])
+    groups = [[len(group["params"]) for group in o.param_groups] for o in (alone, stack)]
+    fits = type(alone) in _ELEMENTWISE and groups[0] == groups[1]
+    return "" if fits else type(alone).__name__
+
+
+def _draws(value: Any) -> bool:
+    return isinstance(
+        value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    )
+
+
+def _global_states() -> list[str]:
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if on_gpu else []
+    states = [torch.get_rng_state(), *cuda, np.random.get_state(), random.getstate()]
+    return [fingerprint(state) for state in states]
 
 
 def _reason(error: Exception) -> str:

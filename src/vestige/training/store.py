@@ -1,8 +1,9 @@
 """Models and signals on disk: one file a model, a manifest that says what was finished.
 
-A file is written beside its place, synced and renamed, then entered in the manifest with its
-sha256: what the manifest names is whole, whatever moment the process was killed at. What is
-missing, damaged or foreign is named and made again, never used.
+A file is written beside its place and synced, then renamed and entered in the manifest with its
+sha256 in one transaction: what the manifest names is whole, whatever moment the process was killed
+at and whoever else writes there. What is missing, damaged or foreign is named and made again,
+never used.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import socket
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ from vestige.errors import StoreError
 
 __all__ = ["Store", "StoredSignals", "write_atomically"]
 
+_COLUMNS = ["run", "name", "sha256", "seconds"]
 _TABLE = """
 CREATE TABLE IF NOT EXISTS files (
     run TEXT NOT NULL, name TEXT NOT NULL, sha256 TEXT NOT NULL, seconds REAL NOT NULL,
@@ -35,29 +39,66 @@ def explained(path: Path) -> Iterator[None]:
     """Disk errors as one sentence that says what is safe."""
     try:
         yield
-    except (OSError, sqlite3.OperationalError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error)
+    except (OSError, sqlite3.DatabaseError) as error:
+        full = (
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        )
         why = "no space is left there" if full else str(error)
+        cure = "make room" if full else "see to it"
         raise StoreError(
-            f"expected to write {path}, but {why}; what was finished is kept: make room and run "
-            "the same command again"
+            f"expected to write {path}, but {why}; what was finished is kept: {cure} and run the "
+            "same command again"
         ) from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> str:
     """Write a file so that it is either whole or absent; returns its sha256."""
+    part, digest = write_beside(path, write)
+    with explained(path), _gone_after(part):
+        os.replace(part, path)
+    return digest
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> tuple[Path, str]:
+    """Write and sync what is to become a file; returns where, and its sha256."""
+    owner = f"{_host()}.{os.getpid()}.{threading.get_native_id()}"
+    part = path.with_name(f"{path.name}.{owner}.part")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             write(part)
             with part.open("rb") as file:
                 os.fsync(file.fileno())
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.replace(part, path)
-        finally:
+                return part, hashlib.file_digest(file, "sha256").hexdigest()
+        except BaseException:
             part.unlink(missing_ok=True)
-    return digest
+            raise
+
+
+@contextmanager
+def _gone_after(part: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _is_abandoned(part: Path) -> bool:
+    """Whether a half-written file's process, of this machine, is no more."""
+    try:
+        host, pid, _, _ = part.name.split(".")[-4:]
+        if host == _host():
+            os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError):
+        return False
+    return False
 
 
 class Store:
@@ -74,20 +115,33 @@ class Store:
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._manifest = self.folder / "manifest.sqlite"
-        self._open()
+        with explained(self._manifest):
+            self._open()
+            for part in self.folder.glob("*/*.part"):
+                if _is_abandoned(part):
+                    part.unlink(missing_ok=True)
 
     def _open(self) -> None:
-        try:
-            with self._connected() as connection:
-                connection.execute(_TABLE)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise StoreError(f"expected to open {self._manifest}, but {error}") from error
-            aside = self._manifest.with_suffix(".damaged")
-            os.replace(self._manifest, aside)
+        if not self._is_sound():
+            os.replace(self._manifest, self._manifest.with_suffix(".damaged"))
+            # a journal left behind would be played back into the new manifest
+            self._manifest.with_name(f"{self._manifest.name}-journal").unlink(missing_ok=True)
             self._tell(f"{self._manifest.name} is damaged and was set aside; all is made again")
             with self._connected() as connection:
                 connection.execute(_TABLE)
+
+    def _is_sound(self) -> bool:
+        """Whether the manifest, made if absent, is one, in every page."""
+        try:
+            with self._connected() as connection:
+                connection.execute(_TABLE)
+                columns = connection.execute("SELECT * FROM files LIMIT 0").description
+                found = connection.execute("PRAGMA quick_check").fetchone()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            return False
+        return found == ("ok",) and [c[0] for c in columns] == _COLUMNS
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -103,20 +157,35 @@ class Store:
     ) -> Path:
         """Write a file and enter it in the manifest."""
         path = self.path(run, name)
-        digest = write_atomically(path, write)
-        self.enter(run, name, digest, seconds)
+        part, digest = write_beside(path, write)
+        self.adopt(part, run, name, digest, seconds)
         return path
 
-    def enter(self, run: str, name: str, sha256: str, seconds: float) -> None:
-        with explained(self._manifest), self._connected() as connection:
+    def adopt(self, part: Path, run: str, name: str, sha256: str, seconds: float) -> None:
+        """Put a file written beside its place there, and enter it in the manifest.
+
+        Both under the manifest's lock: of two processes that make the same file, the manifest
+        names the digest of the one that is there.
+        """
+        path = self.path(run, name)
+        with explained(path), _gone_after(part), self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            os.replace(part, path)
             connection.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (run, name, sha256, seconds)
             )
 
+    def forget_signals(self, run: str) -> None:
+        """Have signals read again: models of the run were made again since."""
+        with explained(self._manifest), self._connected() as connection:
+            connection.execute("DELETE FROM files WHERE run = ? AND name LIKE 'signal-%'", (run,))
+        for path in (self.folder / run).glob("signal-*.npz"):
+            path.unlink(missing_ok=True)
+
     def find(self, run: str, name: str) -> Path | None:
         """The file if it is there and exactly what was written, else None (and why, told)."""
         path = self.path(run, name)
-        with self._connected() as connection:
+        with explained(self._manifest), self._connected() as connection:
             row = connection.execute(
                 "SELECT sha256 FROM files WHERE run = ? AND name = ?", (run, name)
             ).fetchone()
@@ -135,7 +204,7 @@ class Store:
 
     def seconds(self, run: str) -> float:
         """Training time of everything finished in a run."""
-        with self._connected() as connection:
+        with explained(self._manifest), self._connected() as connection:
             row = connection.execute(
                 "SELECT COALESCE(SUM(seconds), 0) FROM files WHERE run = ?", (run,)
             ).fetchone()
@@ -156,6 +225,7 @@ class StoredSignals:
                 return None
             with np.load(path, allow_pickle=False) as stored:
                 self._kept[key] = stored["signal"]
+            self._kept[key].setflags(write=False)
         return self._kept[key]
 
     def put(self, key: str, values: NDArray[np.float64]) -> None:

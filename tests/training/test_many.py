@@ -1,0 +1,453 @@
+"""A pool from a membership table: the same models however they were trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from small import CLASSES, FEATURES, double_mlp, gap, same_bits, small_mlp, some_records
+from torch import Tensor, nn
+
+from vestige.errors import InvalidInput
+from vestige.models import EstimatorModel, TorchModel
+from vestige.pool import Pool
+from vestige.records import Records
+from vestige.training import (
+    Batch,
+    EarlyStopping,
+    EstimatorRecipe,
+    FunctionRecipe,
+    Store,
+    TorchRecipe,
+    cross_entropy,
+    fit,
+    half_and_half,
+    mean_gradients,
+    train_many,
+)
+from vestige.training import many as many_module
+from vestige.training.many import model_seed
+
+QUICK = TorchRecipe(small_mlp, epochs=2, batch_size=8)
+
+
+def nets_of(pool: Pool[Any]) -> list[nn.Module]:
+    return [model.net for model in pool.models]
+
+
+def table(n_models: int, n: int, seed: int = 0) -> NDArray[np.bool_]:
+    return half_and_half(n_models, n, seed)
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+@given(pairs=st.integers(1, 6), n=st.integers(2, 40), seed=st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_halves_are_balanced_and_complementary(pairs: int, n: int, seed: int) -> None:
+    member = half_and_half(2 * pairs, n, seed)
+    assert member.shape == (2 * pairs, n) and member.dtype == np.bool_
+    assert (member.sum(axis=1) == n // 2).all()
+    first, second = member[::2], member[1::2]
+    assert not (first & second).any()
+    # of an odd number, one record is left out of each pair
+    assert ((first | second).sum(axis=1) == n - n % 2).all()
+
+
+@given(small=st.integers(1, 4), more=st.integers(0, 4), n=st.integers(2, 30))
+@settings(max_examples=30, deadline=None)
+def test_a_larger_table_begins_with_the_smaller_one(small: int, more: int, n: int) -> None:
+    larger = half_and_half(2 * (small + more), n, seed=7)
+    assert np.array_equal(half_and_half(2 * small, n, seed=7), larger[: 2 * small])
+
+
+def test_halves_differ_between_pairs_and_seeds() -> None:
+    member = half_and_half(4, 60, 0)
+    assert not np.array_equal(member[0], member[2])
+    assert not np.array_equal(member, half_and_half(4, 60, 1))
+    # each record is as often in as out, so the halves are not by position
+    assert 0 < member[0, :30].sum() < 30
+
+
+@pytest.mark.parametrize(("n_models", "n", "ask"), [(3, 9, 4), (0, 9, 2), (-4, 9, 2), (2, 1, 2)])
+def test_impossible_tables_are_refused(n_models: int, n: int, ask: int) -> None:
+    with pytest.raises(InvalidInput, match=f"expected an even number.*ask for {ask} models"):
+        half_and_half(n_models, n, 0)
+
+
+def test_model_seeds_are_31_bit_words_that_differ() -> None:
+    seeds = [model_seed(s, k) for s in range(5) for k in range(200)]
+    assert len(set(seeds)) == 1000 and 0 <= min(seeds) and max(seeds) < 2**31
+
+
+# --- which path, and why -----------------------------------------------------------------------
+
+
+def test_a_stack_is_what_training_alone_gives() -> None:
+    records, member = some_records(41), table(4, 41)
+    recipe = TorchRecipe(double_mlp, epochs=3, batch_size=8)
+    pool = train_many(recipe, records, member, seed=3)
+    assert pool.provenance["path"] == "stacked"
+    assert "probe of two models" in pool.provenance["why"]
+    for k, net in enumerate(nets_of(pool)):
+        alone = fit(recipe, records[member[k]], seed=model_seed(3, k))
+        assert gap(net, alone.net) <= 1e-10
+    assert gap(*nets_of(pool)[:2]) > 1e-3
+
+
+def test_models_do_not_depend_on_how_many_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    records, recipe = some_records(40), TorchRecipe(double_mlp, epochs=2, batch_size=8)
+    six = nets_of(train_many(recipe, records, table(6, 40), seed=0))
+    two = nets_of(train_many(recipe, records, table(2, 40), seed=0))
+    monkeypatch.setattr(many_module, "CHUNK", 4)
+    chunked = nets_of(train_many(recipe, records, table(6, 40), seed=0))
+    assert max(gap(a, b) for a, b in zip(two, six, strict=False)) <= 1e-10
+    assert max(gap(a, b) for a, b in zip(chunked, six, strict=True)) <= 1e-10
+
+
+def test_rows_of_different_sizes_are_stacked_by_size() -> None:
+    records, recipe = some_records(40), TorchRecipe(double_mlp, epochs=2, batch_size=8)
+    member = table(6, 40)
+    member[1, np.flatnonzero(member[1])[:3]] = False
+    member[4] = True
+    pool = train_many(recipe, records, member, seed=0)
+    assert pool.provenance["path"] == "stacked"
+    for k, net in enumerate(nets_of(pool)):
+        alone = fit(recipe, records[member[k]], seed=model_seed(0, k))
+        assert gap(net, alone.net) <= 1e-10
+
+
+def test_one_by_one_is_bit_for_bit_fit() -> None:
+    records, member = some_records(40), table(2, 40)
+    recipe = replace(QUICK, build=lambda: nn.Sequential(nn.Dropout(0.2), small_mlp()))
+    pool = train_many(recipe, records, member, seed=1)
+    assert pool.provenance["path"] == "one by one"
+    assert "dropout" in pool.provenance["why"]
+    for k, net in enumerate(nets_of(pool)):
+        assert same_bits(net, fit(recipe, records[member[k]], seed=model_seed(1, k)).net)
+
+
+def own_gradients(net: Any, batch: Batch, objective: Any) -> Any:
+    return mean_gradients(net, batch, objective)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gradients", "n_models", "why"),
+    [
+        (QUICK, own_gradients, 4, "it has gradients of its own"),
+        (replace(QUICK, early_stopping=EarlyStopping()), mean_gradients, 4, "early stopping"),
+        (QUICK, mean_gradients, 1, "no two models have equally many records"),
+    ],
+)
+def test_why_models_are_trained_one_by_one(
+    recipe: TorchRecipe, gradients: Any, n_models: int, why: str
+) -> None:
+    member = table(4, 40)[:n_models]
+    pool = train_many(recipe, some_records(40), member, seed=0, gradients=gradients)
+    assert pool.provenance["path"] == "one by one"
+    assert why in pool.provenance["why"]
+    assert pool.provenance["n_models"] == pool.provenance["n_trained"] == n_models
+
+
+def test_an_objective_reaches_every_model() -> None:
+    def squares(net: Any, batch: Batch) -> Tensor:
+        loss: Tensor = ((net(batch.x) - 1) ** 2).mean()
+        return loss
+
+    records, member = some_records(40), table(2, 40)
+    pool = train_many(
+        TorchRecipe(double_mlp, epochs=40), records, member, seed=0, objective=squares
+    )
+    assert pool.provenance["path"] == "stacked"
+    with torch.no_grad():
+        for net in nets_of(pool):
+            assert float((net(torch.tensor(records.x)) - 1).abs().mean()) < 0.2
+
+
+def test_an_error_of_the_users_own_is_raised_not_hidden() -> None:
+    def broken(net: Any, batch: Batch) -> Tensor:
+        raise KeyError("no such key")
+
+    with pytest.raises(KeyError, match="no such key"):
+        train_many(QUICK, some_records(40), table(2, 40), seed=0, objective=broken)
+
+
+# --- with and without a store ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_store_changes_nothing(tmp_path: Path, alone: bool) -> None:
+    records, member = some_records(40), table(4, 40)
+    gradients = own_gradients if alone else mean_gradients
+    kept = train_many(QUICK, records, member, seed=0, gradients=gradients)
+    stored = train_many(QUICK, records, member, seed=0, gradients=gradients, store=Store(tmp_path))
+    assert kept.provenance["key"] == stored.provenance["key"]
+    for a, b in zip(kept.models, stored.models, strict=True):
+        assert isinstance(a, TorchModel) and isinstance(b, TorchModel)
+        assert same_bits(a.net, b.net)
+        assert not any(m.training for net in (a.net, b.net) for m in net.modules())
+        assert np.array_equal(a.log_probabilities(records.x), b.log_probabilities(records.x))
+    assert len(stored.models[1:3]) == 2
+
+
+def test_buffers_and_tied_weights_are_stored(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(FEATURES, CLASSES), nn.Linear(FEATURES, CLASSES)
+            self.last.weight = self.first.weight
+            self.norm = nn.BatchNorm1d(FEATURES)
+            self.register_buffer("view", self.first.weight.detach()[0], persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.norm(x) @ self.first.weight.T @ self.first.weight)
+            return out
+
+    records, member = some_records(40), table(2, 40)
+    kept = train_many(replace(QUICK, build=Tied), records, member, seed=0)
+    stored = train_many(replace(QUICK, build=Tied), records, member, seed=0, store=Store(tmp_path))
+    for a, b in zip(nets_of(kept), nets_of(stored), strict=True):
+        assert same_bits(a, b)
+        assert b.last.weight is b.first.weight  # type: ignore[union-attr]
+
+
+def test_a_model_that_its_file_does_not_describe_is_refused(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.mask = small_mlp(), torch.randn(FEATURES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x * self.mask)
+            return out
+
+    recipe = replace(QUICK, build=Masked)
+    with pytest.raises(InvalidInput, match="parameters and buffers describe wholly.*register_buf"):
+        train_many(recipe, some_records(40), table(2, 40), seed=0, store=Store(tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.part"))
+    pool = train_many(recipe, some_records(40), table(2, 40), seed=0)
+    assert pool.provenance["path"] == "one by one"
+
+
+def test_memory_mapped_records(tmp_path: Path) -> None:
+    records, member = some_records(40), table(4, 40)
+    np.save(tmp_path / "x.npy", records.x)
+    mapped = Records(records.ids, np.load(tmp_path / "x.npy", mmap_mode="r"), records.y)
+    expected = nets_of(train_many(QUICK, records, member, seed=0))
+    found = nets_of(train_many(QUICK, mapped, member, seed=0))
+    assert all(same_bits(a, b) for a, b in zip(expected, found, strict=True))
+
+
+# --- scikit-learn ------------------------------------------------------------------------------
+
+
+def same_trees(a: Any, b: Any) -> bool:
+    return all(
+        np.array_equal(s.tree_.threshold, t.tree_.threshold)
+        for s, t in zip(a.estimators_, b.estimators_, strict=True)
+    )
+
+
+def estimators_of(pool: Pool[Any]) -> list[Any]:
+    return [model.estimator for model in pool.models]
+
+
+def test_estimators_are_clones_with_their_own_seeds() -> None:
+    records, member = some_records(40), table(4, 40)
+    template = RandomForestClassifier(5, random_state=1)
+    pool = train_many(EstimatorRecipe(template), records, member, seed=9, workers=1)
+    assert pool.provenance["path"] == "processes"
+    for k, estimator in enumerate(estimators_of(pool)):
+        word = int(np.random.SeedSequence(model_seed(9, k)).generate_state(1)[0] >> 1)
+        by_hand = clone(template).set_params(random_state=word)
+        by_hand.fit(records.x[member[k]], records.y[member[k]])
+        assert same_trees(estimator, by_hand)
+    assert template.random_state == 1 and not same_trees(*estimators_of(pool)[:2])
+
+
+@pytest.mark.slow
+def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
+    records, member = some_records(60), table(6, 60)
+    forest = EstimatorRecipe(RandomForestClassifier(5))
+    pipe = EstimatorRecipe(
+        make_pipeline(StandardScaler(), LogisticRegression(solver="saga", max_iter=2000))
+    )
+    for recipe in (forest, pipe):
+        serial = train_many(recipe, records, member, seed=0, workers=1)
+        apart = train_many(recipe, records, member, seed=0, workers=2)
+        stored = train_many(
+            recipe, records, member, seed=0, workers=2, store=Store(tmp_path / recipe.key())
+        )
+        for a, b, c in zip(serial.models, apart.models, stored.models, strict=True):
+            answers = a.log_probabilities(records.x)
+            assert np.array_equal(b.log_probabilities(records.x), answers)
+            assert np.array_equal(c.log_probabilities(records.x), answers)
+        again = train_many(
+            recipe, records, member, seed=0, workers=2, store=Store(tmp_path / recipe.key())
+        )
+        assert again.provenance["n_reused"] == 6
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".skops", ".sqlite"}
+
+
+def test_a_pipelines_every_random_state_is_set() -> None:
+    twice = make_pipeline(
+        StandardScaler(), LogisticRegression(random_state=0), memory=None
+    ).set_params(logisticregression__solver="saga", logisticregression__max_iter=2000)
+    model = EstimatorRecipe(twice).fit(some_records(40), seed=3)
+    assert model.estimator[-1].random_state not in (None, 0)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_half_may_lack_a_class(tmp_path: Path, stored: bool) -> None:
+    records = some_records(40)
+    member = np.ones((2, 40), dtype=bool)
+    member[0, records.y == CLASSES - 1] = False
+    store = Store(tmp_path) if stored else None
+    recipe = EstimatorRecipe(LogisticRegression())
+    pool = train_many(recipe, records, member, seed=0, workers=1, store=store)
+    answers = [model.log_probabilities(records.x) for model in pool.models]
+    assert [a.shape for a in answers] == [(40, CLASSES)] * 2
+    assert np.exp(answers[0][:, -1]).max() < 1e-9 < np.exp(answers[1][:, -1]).min()
+
+
+def test_what_an_estimator_refuses_is_one_sentence() -> None:
+    member = np.ones((1, 40), dtype=bool)
+    records = some_records(40)
+    one_class = Records(records.ids, records.x, np.zeros(40, np.int64), classes=("a", "b"))
+    with pytest.raises(InvalidInput, match="LogisticRegression can be trained on.*1 classes"):
+        recipe = EstimatorRecipe(LogisticRegression())
+        train_many(recipe, one_class, member, seed=0, workers=1)
+    with pytest.raises(InvalidInput, match="predict_proba, got LinearRegression"):
+        from sklearn.linear_model import LinearRegression
+
+        EstimatorRecipe(LinearRegression())
+
+
+# --- the user's own function -------------------------------------------------------------------
+
+
+def train_forest(x: NDArray[Any], y: NDArray[Any], seed: int) -> Any:
+    return RandomForestClassifier(3, random_state=seed).fit(x, y)
+
+
+def train_net(x: NDArray[Any], y: NDArray[Any], seed: int) -> nn.Module:
+    return fit(QUICK, Records.from_arrays(x, y), seed=seed).net
+
+
+class Odd(LogisticRegression):  # type: ignore[misc]
+    """An estimator of the user's own."""
+
+
+def train_odd(x: NDArray[Any], y: NDArray[Any], seed: int) -> Any:
+    return Odd().fit(x, y)
+
+
+@pytest.mark.parametrize(
+    "recipe", [FunctionRecipe(train_forest), FunctionRecipe(train_net, small_mlp)]
+)
+def test_functions_train_and_are_stored(tmp_path: Path, recipe: FunctionRecipe) -> None:
+    records, member = some_records(40), table(2, 40)
+    kept = train_many(recipe, records, member, seed=0, workers=1)
+    stored = train_many(recipe, records, member, seed=0, workers=1, store=Store(tmp_path))
+    for k, (a, b) in enumerate(zip(kept.models, stored.models, strict=True)):
+        own = records[member[k]]
+        if recipe.build is None:
+            by_hand: Any = EstimatorModel(train_forest(own.x, own.y, model_seed(0, k)))
+        else:
+            by_hand = TorchModel(train_net(own.x, own.y, model_seed(0, k)))
+        expected = by_hand.log_probabilities(records.x)
+        assert np.array_equal(a.log_probabilities(records.x), expected)
+        assert np.array_equal(b.log_probabilities(records.x), expected)
+
+
+REFUSED = [
+    (FunctionRecipe(train_net), "expected build= beside a train function that returns a torch"),
+    (FunctionRecipe(train_forest, small_mlp), "as build= says, got RandomForestClassifier"),
+    (FunctionRecipe(lambda x, y, seed: 3), "a torch module or a fitted classifier, got int"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(REFUSED)))
+def test_what_a_function_returns_is_checked(case: int) -> None:
+    recipe, message = REFUSED[case]
+    with pytest.raises(InvalidInput, match=message):
+        train_many(recipe, some_records(20), table(2, 20), seed=0, workers=1)
+
+
+def test_estimators_of_other_packages_are_stored_through_their_recipe(tmp_path: Path) -> None:
+    records, member = some_records(40), table(2, 40)
+    with pytest.raises(InvalidInput, match="read back without a pickle.*EstimatorRecipe"):
+        train_many(
+            FunctionRecipe(train_odd), records, member, seed=0, workers=1, store=Store(tmp_path)
+        )
+    for estimator in (Odd(), make_pipeline(StandardScaler(), Odd())):
+        recipe = EstimatorRecipe(estimator)
+        pool = train_many(recipe, records, member, seed=0, workers=1, store=Store(tmp_path))
+        assert type(pool.models[0].estimator) is type(estimator)  # type: ignore[attr-defined]
+
+
+# --- progress and refusals ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "recipe", [QUICK, replace(QUICK, early_stopping=EarlyStopping()), EstimatorRecipe(Odd())]
+)
+def test_progress_only_rises(monkeypatch: pytest.MonkeyPatch, recipe: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(many_module, "CHUNK", 2)
+    calls: list[tuple[str, int, int]] = []
+
+    def progress(label: str, done: int, total: int) -> None:
+        calls.append((label, done, total))
+
+    def trained(n: int) -> list[int]:
+        calls.clear()
+        store = Store(tmp_path)
+        member = table(6, 40)[:n]
+        train_many(
+            recipe, some_records(40), member, seed=0, store=store, progress=progress, workers=1
+        )
+        assert {(label, total) for label, _, total in calls} == {("models", n)}
+        return [done for _, done, _ in calls]
+
+    first = trained(6)
+    assert first[0] == 0 and first[-1] == 6 and first == sorted(first) and len(first) >= 4
+    assert trained(6) == [6]
+
+
+def test_tables_that_do_not_fit_are_refused_before_anything_is_trained() -> None:
+    records, member = some_records(40), table(4, 40)
+
+    def refused(member: NDArray[Any], message: str, seed: int = 0) -> None:
+        def never(net: Any, batch: Batch) -> Tensor:
+            raise AssertionError("trained")
+
+        with pytest.raises(InvalidInput, match=message):
+            train_many(QUICK, records, member, seed=seed, objective=never)
+
+    empty = member.copy()
+    empty[2] = False
+    refused(empty, "expected records for every model, got none for model 2")
+    refused(member[:, :39], r"of shape \(n_models, 40\), got bool of shape \(4, 39\)")
+    refused(np.hstack([member, member]), r"got bool of shape \(4, 80\)")
+    refused(member[0], r"got bool of shape \(40,\)")
+    refused(member.astype(int), "expected a boolean membership table.*got int64")
+    refused(member[:0], "expected a row for at least one model")
+    refused(member, "expected a seed from 0, got -1", seed=-1)
+
+
+def test_divergence_of_one_model_is_one_sentence() -> None:
+    recipe = replace(QUICK, lr=1e30, epochs=20, loss=lambda z, y: cross_entropy(z, y) ** 2)
+    with pytest.raises(InvalidInput, match="expected training to converge"):
+        train_many(recipe, some_records(40), table(2, 40), seed=0)

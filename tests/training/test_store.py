@@ -1,0 +1,571 @@
+"""What is on disk is whole and one's own, whatever happened to the process that wrote it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from small import CLASSES, FEATURES, same_bits, some_records
+
+import vestige
+from vestige.errors import DamagedFile, StoreError
+from vestige.models import TorchModel
+from vestige.pool import Pool
+from vestige.records import Records
+from vestige.signals import cross_entropy_loss
+from vestige.training import (
+    MLP,
+    EarlyStopping,
+    EstimatorRecipe,
+    FunctionRecipe,
+    Store,
+    TorchRecipe,
+    half_and_half,
+    train_many,
+)
+from vestige.training import many as many_module
+from vestige.training import store as store_module
+from vestige.training.store import StoredSignals, write_atomically
+
+STACKED = TorchRecipe(MLP(FEATURES, CLASSES, hidden=(5,)), epochs=2, batch_size=8)
+ALONE = replace(STACKED, early_stopping=EarlyStopping(5, 0.2))
+N = 40
+
+
+def member_table() -> NDArray[np.bool_]:
+    return half_and_half(6, N, 0)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many_module, "CHUNK", 2)
+
+
+def trained(
+    folder: Path | None, recipe: Any = STACKED, **changed: Any
+) -> tuple[Pool[Any], list[str]]:
+    """The pool, and what the store told."""
+    told: list[str] = []
+    given: dict[str, Any] = {"records": some_records(N), "member": member_table(), "seed": 0}
+    given |= {"workers": 1, **changed}
+    store = None if folder is None else Store(folder, told.append)
+    return train_many(recipe, store=store, **given), told
+
+
+def reused(pool: Pool[Any]) -> int:
+    count: int = pool.provenance["n_reused"]
+    assert count + pool.provenance["n_trained"] == len(pool.models)
+    return count
+
+
+def same_models(a: Pool[Any], b: Pool[Any]) -> bool:
+    return all(same_bits(x.net, y.net) for x, y in zip(a.models, b.models, strict=True))
+
+
+def files(folder: Path, pattern: str = "*.safetensors") -> list[Path]:
+    return sorted(folder.rglob(pattern))
+
+
+def writing(content: bytes) -> Callable[[Path], None]:
+    def write(part: Path) -> None:
+        part.write_bytes(content)
+
+    return write
+
+
+# --- reuse -------------------------------------------------------------------------------------
+
+
+def test_what_is_finished_is_not_trained_again(tmp_path: Path) -> None:
+    first, _ = trained(tmp_path)
+    again, told = trained(tmp_path)
+    assert (reused(first), reused(again), told) == (0, 6, [])
+    assert same_models(first, again) and same_models(again, trained(None)[0])
+    assert again.provenance["seconds"] == first.provenance["seconds"] > 0
+    assert not files(tmp_path, "*.part")
+
+
+def flipped(records: Records) -> Records:
+    y = records.y.copy()
+    y[0] = (y[0] + 1) % CLASSES
+    return Records(records.ids, records.x, y)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "recipe": {"recipe": replace(STACKED, lr=0.11)},
+    "build": {"recipe": replace(STACKED, build=MLP(FEATURES, CLASSES, hidden=(6,)))},
+    "path": {"recipe": ALONE},
+    "label": {"records": flipped(some_records(N))},
+    "inputs": {"records": some_records(N, seed=1)},
+    "number of classes": {"records": replace(some_records(N), classes=("a", "b", "c", "d"))},
+    "seed": {"seed": 1},
+    "table": {"member": half_and_half(6, N, 1)},
+    "fewer models": {"member": half_and_half(4, N, 0)},
+    "objective": {"objective": lambda net, batch: (net(batch.x) ** 2).mean()},
+}
+
+
+def test_nothing_made_otherwise_is_reused(tmp_path: Path) -> None:
+    keys = [trained(tmp_path)[0].provenance["key"]]
+    for changed in OTHERS.values():
+        pool, told = trained(tmp_path, **changed)
+        assert reused(pool) == 0 and told == []
+        keys.append(pool.provenance["key"])
+    assert len(set(keys)) == len(keys)
+    assert reused(trained(tmp_path)[0]) == 6
+
+
+def test_other_code_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tmp_path)
+    monkeypatch.setattr(many_module, "code_version", lambda: "another")
+    assert reused(trained(tmp_path)[0]) == 0
+
+
+# --- damage ------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (truncate, "is damaged (not what was written); made again"),
+    "emptied": (lambda path: path.write_bytes(b""), "is damaged (not what was written)"),
+    "one bit": (flip, "is damaged (not what was written); made again"),
+    "deleted": (Path.unlink, "is gone from"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("recipe", [STACKED, ALONE], ids=["stacked", "alone"])
+def test_damage_is_named_and_made_again(tmp_path: Path, damage: str, recipe: TorchRecipe) -> None:
+    first, _ = trained(tmp_path, recipe)
+    undisturbed = [model.net for model in first.models]
+    do, message = DAMAGE[damage]
+    do(files(tmp_path)[3])
+    again, told = trained(tmp_path, recipe)
+    assert reused(again) == 5
+    assert len(told) == 1 and message in told[0] and "model-00003.safetensors" in told[0]
+    assert all(same_bits(a, m.net) for a, m in zip(undisturbed, again.models, strict=True))
+    assert trained(tmp_path, recipe)[1] == []
+
+
+def test_a_file_of_another_recipe_is_named_and_made_again(tmp_path: Path) -> None:
+    trained(tmp_path, replace(STACKED, build=MLP(FEATURES, CLASSES, hidden=(7,))))
+    foreign = files(tmp_path)[2].read_bytes()
+    mine, _ = trained(tmp_path)
+    run = tmp_path / mine.provenance["key"]
+    (run / "model-00002.safetensors").write_bytes(foreign)
+    again, told = trained(tmp_path)
+    assert reused(again) == 5 and "model-00002.safetensors" in told[0] and len(told) == 1
+    assert same_models(again, trained(None)[0])
+
+
+def test_a_file_that_the_manifest_does_not_name_is_not_used(tmp_path: Path) -> None:
+    trained(tmp_path)
+    (tmp_path / "manifest.sqlite").unlink()
+    again, told = trained(tmp_path)
+    assert reused(again) == 0 and len(told) == 6
+    assert all("is not in the manifest" in text for text in told)
+    assert same_models(again, trained(None)[0])
+
+
+def overwrite_header(path: Path) -> None:
+    path.write_bytes(b"not a database at all" * 100)
+
+
+def overwrite_pages(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    path.write_bytes(bytes(data))
+
+
+def another_table(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE files (name TEXT)")
+    connection.close()
+
+
+@pytest.mark.parametrize("damage", [overwrite_header, overwrite_pages, another_table])
+def test_a_damaged_manifest_is_set_aside(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    first, _ = trained(tmp_path)
+    damage(tmp_path / "manifest.sqlite")
+    (tmp_path / "manifest.sqlite-journal").write_bytes(b"left behind")
+    again, told = trained(tmp_path)
+    assert reused(again) == 0 and "manifest.sqlite is damaged and was set aside" in told[0]
+    assert all("\n" not in text for text in told)
+    assert (tmp_path / "manifest.damaged").exists()
+    assert same_models(first, again)
+    assert trained(tmp_path)[1] == []
+
+
+def test_a_manifest_cut_short_costs_only_what_it_lost(tmp_path: Path) -> None:
+    first, _ = trained(tmp_path)
+    truncate(tmp_path / "manifest.sqlite")
+    again, told = trained(tmp_path)
+    assert same_models(first, again) and told
+    assert trained(tmp_path)[1] == []
+
+
+def test_a_file_damaged_after_it_was_found_is_one_sentence(tmp_path: Path) -> None:
+    pool, _ = trained(tmp_path)
+    truncate(files(tmp_path)[0])
+    with pytest.raises(DamagedFile, match=r"expected a safetensors file, model-00000"):
+        pool.models[0]
+
+
+# --- the disk ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def failing_after(n: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    calls = iter(range(10**6))
+    whole = os.fsync
+
+    def fsync(file: int) -> None:
+        if next(calls) >= n:
+            raise OSError(number, os.strerror(number))
+        whole(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        yield
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("recipe", [STACKED, ALONE], ids=["stacked", "alone"])
+def test_a_full_disk_keeps_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, recipe: TorchRecipe
+) -> None:
+    with failing_after(3, number, monkeypatch), pytest.raises(StoreError) as caught:
+        trained(tmp_path, recipe)
+    said = str(caught.value)
+    assert ("no space is left there" in said) == (number != errno.EIO)
+    assert "what was finished is kept" in said and "\n" not in said
+    assert not files(tmp_path, "*.part") and len(files(tmp_path)) == 3
+    again, told = trained(tmp_path, recipe)
+    assert reused(again) == 3 and told == []
+    assert same_models(again, trained(None, recipe)[0])
+
+
+def test_a_disk_that_fills_up_while_a_model_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(StoreError, match="no space is left there"):
+            trained(tmp_path)
+    assert reused(trained(tmp_path)[0]) == 0
+
+
+def test_a_manifest_that_cannot_grow(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with sqlite3.connect(tmp_path / "manifest.sqlite") as connection:
+        connection.execute(
+            "CREATE TRIGGER t BEFORE INSERT ON files BEGIN SELECT RAISE(ABORT, 'x'); END"
+        )
+    connection.close()
+    with pytest.raises(StoreError, match="what was finished is kept"):
+        store.save("run", "one.bin", writing(b"1"))
+    assert store.find("run", "one.bin") is None
+    assert not files(tmp_path, "*.part")
+
+
+def test_a_name_with_full_in_it_is_not_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "fullmoon").write_text("a file, not a folder")
+    with pytest.raises(StoreError) as caught:
+        Store(tmp_path / "fullmoon")
+    assert "no space" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["/proc/vestige", "/dev/null/store"])
+def test_where_nothing_can_be_written_is_one_sentence(place: str) -> None:
+    with pytest.raises(StoreError, match="expected to write") as caught:
+        Store(place)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
+    trained(tmp_path)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        path.chmod(0o555)
+    try:
+        assert reused(trained(tmp_path)[0]) == 6
+        with pytest.raises(StoreError, match="expected to write"):
+            trained(tmp_path, seed=1)
+    finally:
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            path.chmod(0o755)
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
+    def interrupted(part: Path) -> None:
+        part.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "one.bin", interrupted)
+    assert not list(tmp_path.iterdir())
+    write_atomically(tmp_path / "one.bin", writing(b"whole"))
+    assert [p.name for p in tmp_path.iterdir()] == ["one.bin"]
+
+
+def test_half_written_files_of_the_dead_are_removed(tmp_path: Path) -> None:
+    trained(tmp_path)
+    run = files(tmp_path)[0].parent
+    host = store_module._host()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = {
+        "dead": f"model-00009.safetensors.{host}.{dead.pid}.1.part",
+        "alive": f"model-00009.safetensors.{host}.{os.getpid()}.1.part",
+        "elsewhere": f"model-00009.safetensors.another-host.{dead.pid}.1.part",
+        "strange": "x.part",
+    }
+    for name in names.values():
+        (run / name).write_bytes(b"half")
+    Store(tmp_path)
+    assert {p.name for p in run.glob("*.part")} == set(names.values()) - {names["dead"]}
+
+
+# --- two at once -------------------------------------------------------------------------------
+
+
+def test_the_manifest_names_the_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A renames and is held up; B renames and enters; A enters: A's digest beside B's file,
+    # unless renaming and entering are one.
+    renamed, may_go_on = threading.Event(), threading.Event()
+    whole = os.replace
+
+    def slow(source: Any, target: Any) -> None:
+        whole(source, target)
+        if threading.current_thread() is held:
+            renamed.set()
+            may_go_on.wait(0.5)
+
+    def save(content: bytes) -> None:
+        Store(tmp_path).save("run", "one.bin", writing(content))
+
+    monkeypatch.setattr(os, "replace", slow)
+    held = threading.Thread(target=save, args=(b"A",))
+    held.start()
+    assert renamed.wait(30)
+    save(b"B")
+    may_go_on.set()
+    held.join()
+    told: list[str] = []
+    found = Store(tmp_path, told.append).find("run", "one.bin")
+    assert told == [] and found is not None and found.read_bytes() == b"B"
+
+
+SCRIPT = '''
+import os, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from vestige.records import Records
+from vestige.training import *
+from vestige.training import many, store
+
+folder, kind, end = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+many.CHUNK = 2
+data = np.load(sys.argv[4])
+records = Records(data["ids"], data["x"], data["y"])
+stacked = TorchRecipe(MLP(6, 3, hidden=(5,)), epochs=2, batch_size=8)
+recipes = {
+    "stacked": stacked,
+    "alone": replace(stacked, early_stopping=EarlyStopping(5, 0.2)),
+    "estimator": EstimatorRecipe(LogisticRegression()),
+}
+syncs = iter(range(1000))
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def progress(label, done, total):
+    if end == "between" and done >= 2:
+        die()
+
+if end == "writing":
+    store.os.fsync = lambda file: die() if next(syncs) == 3 else None
+if end == "together":
+    while not (folder / "go").exists():
+        time.sleep(0.001)
+kept = Store(folder, lambda text: print(text, flush=True))
+for name in kind.split("+"):
+    train_many(
+        recipes[name], records, data["member"], seed=0, store=kept, progress=progress, workers=1
+    )
+print("done", flush=True)
+'''  # fmt: skip
+
+
+def started(folder: Path, kind: str, end: str) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    data, script = folder.parent / "data.npz", folder.parent / "script.py"
+    records = some_records(N)
+    if not data.exists():
+        np.savez(data, ids=records.ids, x=records.x, y=records.y, member=member_table())
+        script.write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, str(script), str(folder), kind, end, str(data)],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(vestige.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_to_the_last_bit(tmp_path: Path) -> None:
+    runs = [
+        (STACKED, 3, started(tmp_path / "writing", "stacked", "writing")),
+        (ALONE, 2, started(tmp_path / "between", "alone", "between")),
+    ]
+    for recipe, finished, process in runs:
+        said = process.communicate(timeout=300)[0]
+        folder = tmp_path / ("writing" if recipe is STACKED else "between")
+        assert process.returncode == -signal.SIGKILL, said
+        assert len(files(folder)) == finished
+        assert len(files(folder, "*.part")) == (recipe is STACKED)
+        again, told = trained(folder, recipe)
+        assert reused(again) == finished and told == []
+        assert same_models(again, trained(None, recipe)[0])
+        assert not files(folder, "*.part")
+
+
+@pytest.mark.slow
+def test_two_processes_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    both = [started(folder, "stacked+estimator", "together") for _ in range(2)]
+    (folder / "go").touch()
+    for process in both:
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0 and said.endswith("done\n"), said
+    for recipe in (STACKED, EstimatorRecipe(LogisticRegression())):
+        pool, told = trained(folder, recipe)
+        assert reused(pool) == 6 and told == []
+        expected, x = trained(None, recipe)[0], some_records(N).x
+        for a, b in zip(pool.models, expected.models, strict=True):
+            assert np.array_equal(a.log_probabilities(x), b.log_probabilities(x))
+    assert not files(folder, "*.part")
+
+
+# --- signals -----------------------------------------------------------------------------------
+
+
+def test_signals_are_kept_and_never_those_of_other_models(tmp_path: Path) -> None:
+    records = some_records(N)
+    pool, _ = trained(tmp_path)
+    first = pool.signals(cross_entropy_loss, records)
+    again, _ = trained(tmp_path)
+    assert isinstance(again.cache, StoredSignals)
+    for path in files(tmp_path):
+        path.unlink()  # the models are not asked again
+    kept = again.signals(cross_entropy_loss, records)
+    assert np.array_equal(kept, first) and not kept.flags.writeable
+    other = trained(tmp_path, seed=1)[0].signals(cross_entropy_loss, records)
+    assert not np.array_equal(other, first)
+
+
+def unrepeatable(x: NDArray[Any], y: NDArray[Any], seed: int) -> Any:
+    """Training that ignores its seed: made again, it is another model."""
+    COUNT.append(0.0)
+    return LogisticRegression(C=10.0 ** -len(COUNT)).fit(x, y)
+
+
+COUNT: list[float] = []
+
+
+def test_signals_of_models_that_were_made_again_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FunctionRecipe, "key", lambda self: "always the same")
+    records, recipe = some_records(N), FunctionRecipe(unrepeatable)
+    before = trained(tmp_path, recipe)[0].signals(cross_entropy_loss, records)
+    truncate(files(tmp_path, "*.skops")[0])
+    pool, _ = trained(tmp_path, recipe)
+    after = pool.signals(cross_entropy_loss, records)
+    fresh = cross_entropy_loss(pool.models[0].log_probabilities(records.x), records.y)
+    assert np.array_equal(after[0], fresh) and not np.array_equal(after[0], before[0])
+    assert np.array_equal(after[1:], before[1:])
+
+
+def test_damaged_signals_are_named_and_read_again(tmp_path: Path) -> None:
+    records = some_records(N)
+    first = trained(tmp_path)[0].signals(cross_entropy_loss, records)
+    flip(files(tmp_path, "signal-*.npz")[0])
+    pool, told = trained(tmp_path)
+    assert np.array_equal(pool.signals(cross_entropy_loss, records), first)
+    assert len(told) == 1 and "is damaged" in told[0] and "signal-" in told[0]
+
+
+# --- no pickles --------------------------------------------------------------------------------
+
+
+def test_nothing_on_disk_is_a_pickle(tmp_path: Path) -> None:
+    for recipe in (STACKED, ALONE, EstimatorRecipe(LogisticRegression())):
+        trained(tmp_path, recipe)[0].signals(cross_entropy_loss, some_records(N))
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {p.suffix for p in found} == {".safetensors", ".skops", ".npz", ".sqlite"}
+    for path in found:
+        # a pickle of protocol 2 and above begins so
+        assert path.read_bytes()[:1] != b"\x80", path
+    for path in files(tmp_path, "*.npz"):
+        with np.load(path, allow_pickle=False) as stored:
+            assert stored["signal"].shape == (6, N)
+
+
+def test_a_skops_file_that_names_foreign_code_is_not_loaded(tmp_path: Path) -> None:
+    from sklearn.preprocessing import FunctionTransformer
+
+    from vestige.training.recipe import read_estimator, write_estimator
+
+    write_estimator(FunctionTransformer(os.system), tmp_path / "bad.skops")
+    with pytest.raises(DamagedFile, match="expected scikit-learn objects.*was not loaded"):
+        read_estimator(tmp_path / "bad.skops")
+    # not even where the recipe itself holds such a function: Python's own are never trusted
+    recipe = EstimatorRecipe(LogisticRegression())
+    (tmp_path / "no.skops").write_bytes(b"PK no zip")
+    for name in ("bad.skops", "no.skops"):
+        with pytest.raises(DamagedFile):
+            recipe.read(tmp_path / name, CLASSES)
+
+
+def test_weights_of_another_architecture_are_not_read(tmp_path: Path) -> None:
+    wide = replace(STACKED, build=MLP(FEATURES, CLASSES, hidden=(9,)))
+    STACKED.write(TorchModel(STACKED.build()), tmp_path / "one.safetensors")
+    with pytest.raises(DamagedFile, match="written for another architecture"):
+        wide.read(tmp_path / "one.safetensors", CLASSES)
