@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -29,19 +30,34 @@ Attacks = Annotated[str, typer.Option(help="Names of attacks, with commas betwee
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit code 0 done, 1 a gate failed, 2 the request was wrong."""
     try:
-        app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
+        # typer may swallow Ctrl-C and return its exit code instead
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            sys.exit(code)
     except GateFailed as failed:
         print(failed, file=sys.stderr)
         sys.exit(1)
     except VestigeError as error:
-        print(f"vestige: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("vestige: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        print(
+            "vestige: interrupted; run the same command again (without --fresh) to go on",
+            file=sys.stderr,
+        )
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of our output went away, as `head` does; nothing may be written at exit
+        sys.stdout = None
+        sys.exit(0)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except Exception as error:
@@ -49,8 +65,16 @@ def main(arguments: list[str] | None = None) -> None:
         describe = getattr(error, "format_message", None)
         if describe is None:
             raise
-        print(f"vestige: {describe()} (see --help)", file=sys.stderr)
-        sys.exit(2)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(describe(), file=sys.stderr)
+            sys.exit(2)
+        _refuse(f"{describe()} (see --help)")
+
+
+def _refuse(why: str) -> NoReturn:
+    """One line, whatever a library or a file's name put into the sentence."""
+    print(f"vestige: {' '.join(why.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.command()
@@ -81,7 +105,11 @@ def audit(
     from vestige.plans import plan_of
 
     made = plan_of(plan, seed=seed, references=references, trust_pickle=trust_pickle)
-    changes: dict[str, Any] = {"command": _command(plan, made.seed, made.references, attacks)}
+    changes: dict[str, Any] = {
+        "command": _command(
+            "audit", plan, attacks, made.seed, made.references, device, trust_pickle
+        )
+    }
     if attacks:
         changes["attacks"] = _names(attacks)
     _run(
@@ -106,7 +134,7 @@ def predictions(
     from vestige.tables import plan_of_table
 
     made = plan_of_table(file, seed=seed)
-    changes: dict[str, Any] = {"command": f"vestige predictions {file} --seed {seed}"}
+    changes: dict[str, Any] = {"command": _command("predictions", str(file), attacks, seed)}
     if attacks:
         changes["attacks"] = _names(attacks)
     _run(replace(made, **changes), out or Path("runs") / made.name, fresh, quiet)
@@ -197,9 +225,22 @@ def _names(attacks: str) -> Any:
     return "standard" if attacks == "standard" else [n.strip() for n in attacks.split(",")]
 
 
-def _command(plan: str, seed: int, references: int, attacks: str) -> str:
-    chosen = f" --attacks {attacks}" if attacks else ""
-    return f"vestige audit {plan} --seed {seed} --references {references}{chosen}"
+def _command(
+    name: str,
+    what: str,
+    attacks: str,
+    seed: int,
+    references: int | None = None,
+    device: str = "cpu",
+    trust_pickle: bool = False,
+) -> str:
+    """The command that gives the same numbers again, for a shell."""
+    words = ["vestige", name, what, "--seed", str(seed)]
+    words += ["--references", str(references)] if references is not None else []
+    words += ["--attacks", attacks] if attacks else []
+    words += ["--device", device] if device != "cpu" else []
+    words += ["--trust-pickle"] if trust_pickle else []
+    return shlex.join(words)
 
 
 def _on_device(plan: Any, device: str) -> Any:
@@ -213,10 +254,11 @@ def _on_device(plan: Any, device: str) -> Any:
         raise PlanError(f"expected the device cpu, cuda or auto, got {device!r}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise PlanError("expected a CUDA device, found none; use --device cpu")
     if isinstance(plan.recipe, TorchRecipe) and device != "cpu":
-        return replace(plan, recipe=replace(plan.recipe, device=device))
+        plan = replace(plan, recipe=replace(plan.recipe, device=device))
+    asked = device == "cuda" or getattr(plan.recipe, "device", "cpu").startswith("cuda")
+    if asked and not torch.cuda.is_available():
+        raise PlanError("expected a CUDA device, found none; use the device cpu")
     return plan
 
 

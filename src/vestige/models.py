@@ -7,8 +7,10 @@ probability is positive, floored where it is zero, one row a record.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vestige.errors import InvalidInput
+from vestige.errors import DamagedFile, InvalidInput
+from vestige.records import Records
 
 __all__ = [
     "BlackBox",
@@ -99,10 +102,12 @@ class TorchModel:
         net: any module that maps a batch to logits (n, classes), or to one logit (n,) or (n, 1)
             for two classes. It is always asked in eval mode and left as it was found.
         logits: where the logits are in the module's output; see `default_logits`.
-        outputs: what the module returns; "probabilities" for one that ends in a softmax (or a
-            sigmoid), else its answers would silently be squashed twice.
+        outputs: what the module returns: "logits", "probabilities" for one that ends in a softmax
+            (or a sigmoid), or "log_probabilities". By default logits, and answers that look like
+            probabilities are refused, since they would silently be squashed twice.
         batch_size: records a forward pass.
-        device: where to run it; by default where its parameters are. The module is not moved.
+
+    It runs where its parameters are; the module is not moved.
     """
 
     def __init__(
@@ -110,22 +115,24 @@ class TorchModel:
         net: nn.Module,
         *,
         logits: Callable[[Any], Tensor] = default_logits,
-        outputs: Outputs = "logits",
+        outputs: Outputs | None = None,
         batch_size: int = 1024,
     ) -> None:
         if not isinstance(net, nn.Module):
             raise InvalidInput(f"expected a torch module, got {type(net).__name__}")
-        if outputs not in ("logits", "probabilities", "log_probabilities"):
+        if outputs not in (None, "logits", "probabilities", "log_probabilities"):
             raise InvalidInput(
                 'expected outputs to be "logits", "probabilities" or "log_probabilities", got '
                 f"{outputs!r}"
             )
+        if batch_size < 1:
+            raise InvalidInput(f"expected batch_size >= 1, got {batch_size}")
         self.net = net
         self.batch_size = batch_size
         self._logits = logits
         self._outputs = outputs
         self._n_queries = 0
-        self.device = _device_of(net)
+        _device_of(net)
 
     @property
     def n_queries(self) -> int:
@@ -134,30 +141,77 @@ class TorchModel:
     def log_probabilities(self, x: Any) -> Floats:
         if not len(x):
             raise InvalidInput("expected at least one record to ask about, got none")
-        answers = []
+        device, answers = _device_of(self.net), []
         with evaluating(self.net), torch.inference_mode():
             for start in range(0, len(x), self.batch_size):
-                answers.append(self._ask(x[start : start + self.batch_size]))
+                answers.append(self._ask(x[start : start + self.batch_size], device))
+        # what the answers look like is judged over all of them, whatever the batches were
+        raw = _joined(answers)
+        table = _to_log_probabilities(raw.to(torch.float64), self._outputs, _rounding(raw))
         self._n_queries += len(x)
-        return np.concatenate(answers)
+        return table
 
-    def _ask(self, x: Any) -> Floats:
+    def _ask(self, x: Any, device: torch.device) -> Tensor:
+        """Answers (n, classes), or (n,) where there is one logit, on the CPU."""
         try:
-            output = self.net(inputs_tensor(x, self.net, self.device))
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raw = self._logits(self.net(inputs_tensor(x, self.net, device)))
+        except InvalidInput:
+            raise
+        except Exception as error:  # a module's code may raise anything
             raise InvalidInput(
                 f"expected records that the module takes, got a batch of shape {np.shape(x)} "
-                f"which it refused ({str(error).splitlines()[0]}); reshape the inputs"
+                f"which it refused ({first_line(error)}); reshape the inputs"
             ) from error
-        raw = self._logits(output).detach().to("cpu", torch.float64)
-        if raw.ndim == 1 or (raw.ndim == 2 and raw.shape[1] == 1):
+        if not isinstance(raw, Tensor):
+            raise InvalidInput(
+                f"expected a tensor from logits=, got {type(raw).__name__}; return the logits"
+            )
+        raw = raw.detach().cpu()
+        # one logit, also of a module that squeezes a batch of one record to a scalar
+        if raw.ndim == 1 or raw.shape in ((), (len(x), 1)):
             raw = raw.reshape(-1)
-        if raw.ndim > 2 or len(raw) != len(x):
+        if raw.ndim > 2 or len(raw) != len(x) or not raw.numel():
             raise InvalidInput(
                 f"expected logits of shape (n, classes) or (n,) for {len(x)} records, got "
                 f"{tuple(raw.shape)}; pass logits=lambda output: ... to pick them"
             )
-        return _to_log_probabilities(raw, self._outputs)
+        return raw
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def read_pickled_weights(net: nn.Module, path: Path) -> None:
+    """Fill a module from a file of `torch.save(net.state_dict())`; opening it can run any program.
+
+    Raises:
+        DamagedFile: it holds no state dict of this module.
+    """
+    try:
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=False))
+    except Exception as error:  # unpickling raises whatever the file says
+        raise DamagedFile(
+            f"expected a state dict of the network in {path.name}, but {first_line(error)}; write "
+            "it with torch.save(net.state_dict(), path)"
+        ) from None
+
+
+def _joined(answers: Sequence[Tensor]) -> Tensor:
+    shapes = sorted({tuple(a.shape[1:]) for a in answers})
+    if len(shapes) > 1:
+        raise InvalidInput(
+            f"expected as many logits for each batch, got rows of shape {shapes[0]} and "
+            f"{shapes[1]}; pass logits=lambda output: ... to pick them"
+        )
+    return torch.cat(list(answers))
+
+
+def _rounding(raw: Tensor) -> float:
+    """By how much a row of probabilities of this type may miss 1."""
+    return 4 * torch.finfo(raw.dtype).eps if raw.is_floating_point() else 0.0
 
 
 def _device_of(net: nn.Module) -> torch.device:
@@ -170,48 +224,68 @@ def _device_of(net: nn.Module) -> torch.device:
     return next(iter(devices), torch.device("cpu"))
 
 
-def _to_log_probabilities(raw: Tensor, outputs: Outputs) -> Floats:
-    if not torch.isfinite(raw).all() and not (outputs == "log_probabilities" and raw.ndim == 2):
+def _to_log_probabilities(raw: Tensor, outputs: Outputs | None, rounding: float = 0.0) -> Floats:
+    if outputs == "log_probabilities":
+        return _of_log_probabilities(raw, rounding)
+    if not torch.isfinite(raw).all():
         bad = int((~torch.isfinite(raw.reshape(len(raw), -1)).all(dim=1)).sum())
         raise InvalidInput(
             f"expected finite answers, got NaN or infinity for {bad} records; the model has "
             "diverged or its inputs are out of range"
         )
-    if outputs == "logits":
-        _refuse_probabilities(raw)
-        if raw.ndim == 1:
-            raw = torch.stack([-raw, raw], dim=1)
-            return np.asarray(nn.functional.logsigmoid(raw).numpy())
-        return np.asarray(torch.log_softmax(raw, dim=1).numpy())
-    table = raw.exp() if outputs == "log_probabilities" else raw
-    if table.ndim == 1:
-        table = torch.stack([1 - table, table], dim=1)
-    return log_of_probabilities(table.numpy())
-
-
-def _refuse_probabilities(raw: Tensor) -> None:
-    """A module that ends in a softmax would be squashed twice, and every number be off."""
-    within = bool(((raw >= 0) & (raw <= 1)).all())
-    if raw.ndim == 2:
-        squashed = within and bool(((raw.sum(dim=1) - 1).abs() < 1e-4).all())
-    else:
-        squashed = within and len(raw) >= 16
-    if squashed:
+    if outputs == "probabilities":
+        table = checked_probabilities(raw.numpy(), tolerance=max(1e-3, rounding))
+        return _floored(table, FLOOR)
+    if outputs is None and _look_like_probabilities(raw, max(1e-4, rounding)):
         raise InvalidInput(
             "expected logits from the module, got probabilities (every answer lies between 0 and "
-            '1); pass outputs="probabilities"'
+            '1); pass outputs="probabilities", or outputs="logits" if you are sure that they are'
         )
+    return _normalized(raw)
 
 
-def checked_probabilities(table: Any, what: str = "probabilities") -> Floats:
+def _normalized(raw: Tensor) -> Floats:
+    if raw.ndim == 1:
+        return np.asarray(nn.functional.logsigmoid(torch.stack([-raw, raw], dim=1)).numpy())
+    return np.asarray(torch.log_softmax(raw, dim=1).numpy())
+
+
+def _of_log_probabilities(raw: Tensor, rounding: float) -> Floats:
+    """Log-probabilities as they are, not cut at the floor, once they are sure to be some."""
+    table = raw.exp()
+    if raw.ndim == 1:
+        raw = torch.stack([torch.log(-torch.expm1(raw)), raw], dim=1)
+        table = raw.exp()
+    what = "log_probabilities whose exponentials are"
+    checked_probabilities(table.numpy(), what, tolerance=max(1e-3, rounding))
+    # a probability of zero: as unlikely as can be said without changing the order in its row
+    least = torch.where(torch.isinf(raw), math.inf, raw).amin(dim=1, keepdim=True)
+    lowest = torch.clamp(least, max=math.log(FLOOR))
+    return _normalized(torch.where(torch.isinf(raw), lowest, raw))
+
+
+def _look_like_probabilities(raw: Tensor, tolerance: float = 1e-4) -> bool:
+    """A module that ends in a softmax would be squashed twice, and every number be off."""
+    within = len(raw) > 0 and bool(((raw >= 0) & (raw <= 1)).all())
+    if raw.ndim == 2:
+        return within and bool(((raw.sum(dim=1) - 1).abs() < tolerance).all())
+    return within and len(raw) >= 16
+
+
+def checked_probabilities(
+    table: Any, what: str = "probabilities", *, tolerance: float = 1e-3
+) -> Floats:
     """A table (n, classes) whose rows are probabilities, or a sentence saying what they are.
 
     A single column is taken as the probability of class 1.
 
+    Args:
+        tolerance: by how much the sum of a row may miss 1.
+
     Raises:
         InvalidInput: wrong shape, NaN, negative values, or rows that do not sum to one.
     """
-    array = np.asarray(table, dtype=np.float64)
+    array = _numbers(table, what)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 1:
@@ -220,13 +294,13 @@ def checked_probabilities(table: Any, what: str = "probabilities") -> Floats:
         raise InvalidInput(f"expected {what} of shape (n, classes), got {array.shape}")
     if not np.isfinite(array).all():
         raise InvalidInput(f"expected finite {what}, got NaN or infinity; drop or repair the rows")
-    if (array < -1e-6).any() or (array > 1 + 1e-6).any():
+    if (array < -1e-6).any() or (array > 1 + tolerance).any():
         raise InvalidInput(
             f"expected {what} between 0 and 1, got values from {array.min():.4g} to "
             f"{array.max():.4g}; if they are logits, give them as logits"
         )
     sums = array.sum(axis=1)
-    if (np.abs(sums - 1) > 1e-3).any():
+    if (np.abs(sums - 1) > tolerance).any():
         worst = int(np.abs(sums - 1).argmax())
         raise InvalidInput(
             f"expected {what} that sum to 1 in each row, got {sums[worst]:.4g} in row {worst}; "
@@ -235,9 +309,22 @@ def checked_probabilities(table: Any, what: str = "probabilities") -> Floats:
     return array
 
 
+def _numbers(table: Any, what: str) -> Floats:
+    try:
+        return np.asarray(table, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"expected {what} as an array of numbers, got something else ({first_line(error)})"
+        ) from None
+
+
 def log_of_probabilities(table: Any, floor: float = FLOOR) -> Floats:
     """Log of checked probabilities, each floored once and the row renormalized."""
-    array = np.maximum(checked_probabilities(table), floor)
+    return _floored(checked_probabilities(table), floor)
+
+
+def _floored(table: Floats, floor: float) -> Floats:
+    array = np.maximum(table, floor)
     return np.asarray(np.log(array / array.sum(axis=1, keepdims=True)))
 
 
@@ -268,7 +355,8 @@ class EstimatorModel:
             )
         self.estimator = estimator
         self._columns = _class_columns(estimator.classes_)
-        self._n_classes = max(n_classes or 0, int(self._columns.max()) + 1)
+        # an estimator that has seen class 0 alone still answers for two
+        self._n_classes = max(n_classes or 0, int(self._columns.max()) + 1, 2)
         self._floor = _vote_floor(estimator) if floor is None else floor
         self._n_queries = 0
 
@@ -284,6 +372,26 @@ class EstimatorModel:
         self._n_queries += len(x)
         return log_of_probabilities(table, self._floor)
 
+    def same_meaning(self, records: Records) -> None:
+        """Nothing, where the records' classes and columns are in the estimator's order.
+
+        Raises:
+            InvalidInput: a number or a column means one thing here and another there.
+        """
+        classes = np.asarray(self.estimator.classes_)
+        own = tuple(str(c) for c in classes) if classes.dtype.kind in "OUS" else ()
+        names = getattr(self.estimator, "feature_names_in_", None)
+        columns = () if names is None else tuple(str(n) for n in names)
+        for what, mine, theirs in (
+            ("classes", own, records.classes),
+            ("columns", columns, records.columns),
+        ):
+            if mine and theirs and mine != theirs:
+                raise InvalidInput(
+                    f"expected the estimator's {what} {_listed(mine)}, got {_listed(theirs)}; give "
+                    f"the {what} the estimator was fitted with, in their order"
+                )
+
     def _ask(self, x: NDArray[Any]) -> NDArray[Any]:
         names = getattr(self.estimator, "feature_names_in_", None)
         if names is not None and len(names) == x.shape[1]:
@@ -296,13 +404,21 @@ class EstimatorModel:
         except ValueError as error:
             raise InvalidInput(
                 f"expected records that the estimator takes, got shape {x.shape} which it "
-                f"refused ({str(error).splitlines()[0]})"
+                f"refused ({first_line(error)}); reshape or encode the inputs"
             ) from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
 def _class_columns(classes: Any) -> NDArray[np.int64]:
     """The label of each column: class numbers are themselves, names are numbered in order."""
     array = np.asarray(classes)
+    if array.ndim != 1 or not len(array):
+        raise InvalidInput(
+            "expected an estimator of one label a record, got one of several; audit one at a time"
+        )
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and (array == np.rint(array)).all()):
         if array.min() < 0:
             raise InvalidInput(f"expected classes from 0, got {array.min()}; relabel and refit")
@@ -336,9 +452,16 @@ class Predictions:
         if probabilities is not None:
             self._table = log_of_probabilities(probabilities)
         else:
-            raw = torch.as_tensor(np.asarray(logits, dtype=np.float64))
+            raw = torch.as_tensor(_numbers(logits, "logits"))
             if raw.ndim == 2 and raw.shape[1] == 1:
                 raw = raw.reshape(-1)
+            if raw.ndim not in (1, 2):
+                raise InvalidInput(f"expected logits of shape (n, classes), got {tuple(raw.shape)}")
+            if _look_like_probabilities(raw):
+                raise InvalidInput(
+                    "expected logits, got probabilities (every answer lies between 0 and 1); give "
+                    "them as probabilities"
+                )
             self._table = _to_log_probabilities(raw, "logits")
         self._n_queries = 0
 
@@ -354,9 +477,16 @@ class Predictions:
         return self._n_queries
 
     def log_probabilities(self, x: Any) -> Floats:
-        rows = np.asarray(x)[:, 0]
+        rows = np.asarray(x)
+        whole = rows.ndim == 2 and rows.shape[1] == 1 and rows.dtype.kind in "iu"
+        if not whole or (len(rows) and not 0 <= rows.min() <= rows.max() < len(self)):
+            raise InvalidInput(
+                f"expected row numbers of shape (n, 1) below {len(self)} to look predictions up, "
+                f"got {rows.dtype} of shape {rows.shape}; a table has answers for its own records "
+                "only, in their order"
+            )
         self._n_queries += len(rows)
-        return np.asarray(self._table[rows])
+        return np.asarray(self._table[rows[:, 0]])
 
 
 def answers_alike(model: BlackBox, x: Any) -> bool:
@@ -372,8 +502,3 @@ def as_black_box(model: Any) -> BlackBox:
     if isinstance(model, BlackBox):
         return model
     return EstimatorModel(model)
-
-
-def n_classes_of(models: Sequence[BlackBox], x: Any) -> set[int]:
-    """How many classes each model answers with."""
-    return {model.log_probabilities(x).shape[1] for model in models}

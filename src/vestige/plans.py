@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import tomllib
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,10 @@ import numpy as np
 
 from vestige import datasets
 from vestige.audit import Plan
-from vestige.errors import DamagedFile, InvalidInput, PlanError
-from vestige.models import EstimatorModel
+from vestige.errors import DamagedFile, InvalidInput, PlanError, VestigeError
+from vestige.models import EstimatorModel, first_line, read_pickled_weights
 from vestige.records import Records, Split, split
+from vestige.training.fit import built
 from vestige.training.networks import CNN, MLP
 from vestige.training.recipe import (
     EarlyStopping,
@@ -147,10 +149,12 @@ def plan_of(
     Raises:
         PlanError: it names nothing, or something that is no plan.
     """
+    if seed is not None and seed < 0:
+        raise PlanError(f"expected a seed from 0, got {seed}; choose another")
     if what in BUILT_IN:
         return built_in(what, seed=seed or 0, references=references)
     if what.endswith(".toml"):
-        plan = _from_toml(Path(what), trust_pickle)
+        plan = _from_toml(Path(what), seed, trust_pickle)
     elif ":" in what:
         plan = _from_function(what)
     else:
@@ -167,90 +171,195 @@ def _from_function(what: str) -> Plan:
     # a script's own folder is where people keep the module they name
     if "" not in sys.path:
         sys.path.insert(0, "")
+    if not module_name or not name or module_name.startswith("."):
+        raise PlanError(f"expected package.module:function, got {what!r}; write both names in full")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # importing runs the user's module
         raise PlanError(
-            f"expected a module {module_name} that can be imported, but {error}"
+            f"expected a module {module_name} that can be imported, but {_told(error)}; correct it"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise PlanError(f"expected a function {name} in {module_name}, found none")
-    plan = function()
+        raise PlanError(f"expected a function {name} in {module_name}, found none; check the name")
+    try:
+        plan = function()
+    except VestigeError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"expected {what} to return a vestige.Plan, but {_told(error)}; correct it"
+        ) from error
     if not isinstance(plan, Plan):
-        raise PlanError(f"expected {what} to return a vestige.Plan, got {type(plan).__name__}")
+        raise PlanError(
+            f"expected {what} to return a vestige.Plan, got {type(plan).__name__}; return one"
+        )
     return plan
+
+
+def _told(error: Exception) -> str:
+    """What a user's own code raised, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + text[0] if text else ''}{where}"
 
 
 # --- PLAN.toml ---------------------------------------------------------------------------------
 
-_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "": ("name", "seed", "references", "attacks", "data", "target", "training"),
-    "data": ("set", "file", "members", "nonmembers", "population", "image"),
-    "target": ("network", "hidden", "activation", "weights", "estimator", "description"),
-    "training": (
-        "epochs",
-        "steps",
-        "batch_size",
-        "optimizer",
-        "lr",
-        "momentum",
-        "weight_decay",
-        "schedule",
-        "patience",
-        "device",
-    ),
+Said = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a key of a plan may be: in words, and as a question."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _whole(least: int) -> _Kind:
+    return _Kind(f"a whole number from {least}", lambda v: type(v) is int and v >= least)
+
+
+def _one_of(*words: str) -> _Kind:
+    return _Kind(" or ".join(f'"{w}"' for w in words), lambda v: v in words)
+
+
+def _list_of(kind: _Kind) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, list) and all(kind.fits(item) for item in v)
+
+
+_TEXT = _Kind("text in quotes", lambda v: isinstance(v, str) and bool(v))
+_NUMBER = _Kind("a number from 0", lambda v: type(v) in (int, float) and 0 <= v < float("inf"))
+_RATE = _Kind("a number above 0", lambda v: _NUMBER.fits(v) and v > 0)
+_COUNTS = _Kind("a list of whole numbers from 1", _list_of(_whole(1)))
+_NAMES = _Kind("text or a list of texts", lambda v: _TEXT.fits(v) or _list_of(_TEXT)(v))
+_TABLE = _Kind("a table", lambda v: isinstance(v, Mapping))
+_SIDE = _Kind("a whole number of records, or a file", lambda v: _TEXT.fits(v) or _whole(0).fits(v))
+
+_SECTIONS: Mapping[str, Mapping[str, _Kind]] = {
+    "": {
+        "name": _TEXT,
+        "seed": _whole(0),
+        "references": _whole(0),
+        "attacks": _NAMES,
+        "data": _TABLE,
+        "target": _TABLE,
+        "training": _TABLE,
+    },
+    "data": {
+        "set": _TEXT,
+        "file": _TEXT,
+        "members": _SIDE,
+        "nonmembers": _SIDE,
+        "population": _SIDE,
+        "image": _COUNTS,
+    },
+    "target": {
+        "network": _one_of("mlp", "cnn"),
+        "hidden": _COUNTS,
+        "activation": _one_of("relu", "tanh"),
+        "weights": _TEXT,
+        "estimator": _TEXT,
+        "description": _TEXT,
+    },
+    "training": {
+        "epochs": _whole(1),
+        "steps": _whole(1),
+        "batch_size": _whole(1),
+        "optimizer": _one_of("sgd", "adam", "adamw"),
+        "lr": _RATE,
+        "momentum": _NUMBER,
+        "weight_decay": _NUMBER,
+        "schedule": _one_of("cosine"),
+        "patience": _whole(1),
+        "device": _one_of("cpu", "cuda"),
+    },
 }
 
 
-def _from_toml(path: Path, trust_pickle: bool) -> Plan:
+def _from_toml(path: Path, seed: int | None, trust_pickle: bool) -> Plan:
     try:
         said = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise PlanError(f"expected a plan at {path}, found no file; check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise PlanError(f"expected TOML in {path.name}, but {error}") from None
-    _refuse_unknown(path, said)
+    _check(path, said)
     folder = path.parent
-    seed = int(said.get("seed", 0))
-    drawn = _split_of(folder, said.get("data", {}), seed)
+    # a seed on the command line draws the split too, as the plan's own would
+    seed = said.get("seed", 0) if seed is None else seed
+    drawn = _split_of(folder, said["data"], seed)
     recipe = _recipe_of(said, drawn)
+    target = _target_of(folder, said.get("target", {}), recipe, drawn, trust_pickle)
+    if target is None and recipe is None:
+        raise PlanError(
+            f"expected a model in {path.name}, got none; say in [target] which network to train, "
+            "or its weights = or estimator = a file"
+        )
     return Plan(
         split=drawn,
-        target=_target_of(folder, said.get("target", {}), recipe, drawn, trust_pickle),
+        target=target,
         recipe=recipe,
-        references=int(said.get("references", 64)),
+        references=said.get("references", 64),
         attacks=said.get("attacks", "standard"),
         seed=seed,
-        name=str(said.get("name", path.stem)),
-        data_name=str(said["data"].get("set", said["data"].get("file", path.stem))),
-        description=str(said.get("target", {}).get("description", "")),
-        image=tuple(said["data"].get("image", ())),
+        name=said.get("name", path.stem),
+        data_name=said["data"].get("set", said["data"].get("file", path.stem)),
+        description=said.get("target", {}).get("description", ""),
+        image=_image(said["data"], drawn),
     )
 
 
-def _refuse_unknown(path: Path, said: Mapping[str, Any]) -> None:
+def _check(path: Path, said: Said) -> None:
+    """Every key is known, and every value is what it can be."""
     for section, known in _SECTIONS.items():
-        found = said if not section else said.get(section, {})
-        if not isinstance(found, Mapping):
-            raise PlanError(f"expected a table [{section}] in {path.name}, got {found!r}")
-        unknown = [key for key in found if key not in known]
-        if unknown:
-            where = f"[{section}] of {path.name}" if section else path.name
-            raise PlanError(
-                f"expected {', '.join(known)} in {where}, got {unknown[0]!r}; correct the name"
-            )
+        where = f"[{section}] of {path.name}" if section else path.name
+        # a section that is no table is refused as a key of the whole
+        for key, value in (said.get(section, {}) if section else said).items():
+            if key not in known:
+                raise PlanError(
+                    f"expected {', '.join(known)} in {where}, got {key!r}; correct the name"
+                )
+            if not known[key].fits(value):
+                raise PlanError(f"expected {key} = {known[key].words} in {where}, got {value!r}")
     if "data" not in said:
-        raise PlanError(f"expected a table [data] in {path.name}, which says what was trained on")
+        raise PlanError(
+            f"expected a table [data] in {path.name}, which says what was trained on; add it"
+        )
+    given = [key for key in ("weights", "estimator") if key in said.get("target", {})]
+    if given and not isinstance(said["data"].get("members"), str):
+        # drawing would make members of records that the model never saw
+        raise PlanError(
+            f"expected members = a file and nonmembers = a file in [data] beside {given[0]} =, "
+            "since a model that was trained before has its own members; write the records it was "
+            "trained on, and others, to an .npz each"
+        )
 
 
-def _split_of(folder: Path, data: Mapping[str, Any], seed: int) -> Split:
+def _image(data: Said, drawn: Split) -> tuple[int, ...]:
+    image, record = tuple(data.get("image", ())), drawn.members.x.shape[1:]
+    if image and (int(np.prod(image)) != int(np.prod(record)) or len(image) not in (2, 3)):
+        raise PlanError(
+            f"expected image = [height, width] or three sizes that make a record of shape "
+            f"{tuple(record)}, got {list(image)}"
+        )
+    return image
+
+
+def _split_of(folder: Path, data: Said, seed: int) -> Split:
     """Either one set that is drawn from, or a file for each side."""
     sides = ("members", "nonmembers", "population")
-    if isinstance(data.get("members"), str):
-        files = [data.get(side) for side in sides]
-        if not isinstance(files[1], str):
-            raise PlanError("expected nonmembers = a file beside members = a file; give both")
+    files = [data.get(side) for side in sides]
+    named = [isinstance(file, str) for file in files]
+    if any(named):
+        if not (named[0] and named[1]) or (files[2] is not None and not named[2]):
+            raise PlanError(
+                "expected members and nonmembers (and population, if any) all as files or all as "
+                f"numbers of records in [data], got {', '.join(map(repr, files))}"
+            )
         pairs = [_read_pair(folder / f) if f else None for f in files]
         assert pairs[0] is not None and pairs[1] is not None
         return Split.from_arrays(pairs[0], pairs[1], pairs[2])
@@ -259,27 +368,29 @@ def _split_of(folder: Path, data: Mapping[str, Any], seed: int) -> Split:
     elif "file" in data:
         records = Records.from_arrays(*_read_pair(folder / str(data["file"])))
     else:
-        raise PlanError("expected set = a data set, file = an .npz, or members and nonmembers")
+        raise PlanError(
+            "expected set = a data set, file = an .npz, or members and nonmembers = an .npz each "
+            "in [data], got none of them; say where the records are"
+        )
     n = len(records)
     sizes = [
-        int(data.get(side, default))
-        for side, default in zip(sides, (n // 2, n // 3, 0), strict=True)
+        data.get(side, default) for side, default in zip(sides, (n // 2, n // 3, 0), strict=True)
     ]
     return split(records, sizes[0], sizes[1], sizes[2], seed)
 
 
 def _read_pair(path: Path) -> tuple[Any, Any]:
     """`x` and `y` of an .npz."""
-    import zipfile
-
     if not path.is_file():
         raise InvalidInput(f"expected records at {path}, found no file; check the path")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored["x"], stored["y"]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except Exception as error:  # zipfile, zlib and NumPy each have their own for a damaged file
+        pickled = "allow_pickle" in str(error)
+        why = "it holds pickled objects, which are not read" if pickled else str(error)
         raise DamagedFile(
-            f"expected arrays x and y of numbers in {path.name}, but {error}; write it with "
+            f"expected arrays x and y of numbers in {path.name}, but {why}; write it with "
             "numpy.savez(path, x=x, y=y)"
         ) from None
 
@@ -291,22 +402,20 @@ def _recipe_of(said: Mapping[str, Any], drawn: Split) -> Recipe | None:
     shape, classes = drawn.members.x.shape[1:], drawn.members.n_classes
     kind = target.get("network", "mlp")
     if kind == "mlp":
-        hidden = tuple(int(h) for h in target.get("hidden", (128,)))
+        hidden = tuple(target.get("hidden", (128,)))
         build: Any = MLP(int(np.prod(shape)), classes, hidden, target.get("activation", "relu"))
-    elif kind == "cnn" and len(shape) == 3:
+    elif len(shape) == 3 and shape[1] == shape[2] >= 4:
         build = CNN(shape[0], shape[1], classes)
     else:
         raise PlanError(
-            f'expected network = "mlp", or "cnn" for records (channels, size, size), got {kind!r} '
-            f"for records of shape {tuple(shape)}"
+            f'expected records (channels, size, size) of at least 4 x 4 for network = "cnn", got '
+            f'{tuple(shape)}; use "mlp"'
         )
     schedule, patience = training.pop("schedule", None), training.pop("patience", None)
-    if schedule not in (None, "cosine"):
-        raise PlanError(f'expected schedule = "cosine" or none, got {schedule!r}')
     return TorchRecipe(
         build,
         schedule=cosine if schedule else None,
-        early_stopping=EarlyStopping(int(patience)) if patience else None,
+        early_stopping=EarlyStopping(patience) if patience else None,
         **training,
     )
 
@@ -322,15 +431,22 @@ def _target_of(
         return None
     path = folder / str(target["weights"])
     _existing(path)
-    if path.suffix != ".safetensors":
-        raise PlanError(
-            f"expected weights as .safetensors, got {path.name}; write them with "
-            "safetensors.torch.save_file(net.state_dict(), path)"
-        )
     if not isinstance(recipe, TorchRecipe):
-        raise PlanError("expected network = beside weights =, to know what they are weights of")
-    net = recipe.build()
-    read_tensors(net, path)
+        raise PlanError(
+            'expected network = "mlp" or "cnn" beside weights =, to know what they are weights of; '
+            "for a network of your own, use package.module:function"
+        )
+    net = built(recipe, 0)
+    if path.suffix == ".safetensors":
+        read_tensors(net, path)
+    elif trust:
+        read_pickled_weights(net, path)
+    else:
+        raise PlanError(
+            f"expected weights as .safetensors, got {path.name}; opening a pickle can run any "
+            "program: write them with safetensors.torch.save_file(net.state_dict(), path), or pass "
+            "--trust-pickle if you made the file"
+        )
     return recipe.handle(net)
 
 
@@ -348,7 +464,10 @@ def _estimator(path: Path, trust: bool) -> Any:
     try:
         return joblib.load(path)
     except Exception as error:  # unpickling raises whatever the file says
-        raise DamagedFile(f"expected a pickled estimator in {path.name}, but {error}") from None
+        raise DamagedFile(
+            f"expected a pickled estimator in {path.name}, but {first_line(error)}; write it "
+            "again, or as .skops"
+        ) from None
 
 
 def _existing(path: Path) -> None:

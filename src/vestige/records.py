@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +46,9 @@ class Rows:
     """
 
     def __init__(self, parts: Sequence[ArrayLike], index: NDArray[np.int64] | None = None) -> None:
+        shapes = sorted({tuple(p.shape[1:]) for p in parts})
+        if len(shapes) != 1:
+            raise InvalidInput(f"expected arrays with records of one shape, got {shapes}")
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *(len(p) for p in parts)])
         self._index = np.arange(self._starts[-1]) if index is None else index
@@ -90,6 +94,11 @@ class Records:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if getattr(getattr(self.x, "dtype", None), "kind", "") not in (*"iufb",):
+            raise InvalidInput(
+                f"expected inputs as an array of numbers, got {_what(self.x)}; use "
+                "Records.from_arrays, which converts them"
+            )
         if self.ids.ndim != 1 or self.ids.dtype.kind not in "iuU":
             raise InvalidInput(
                 f"expected ids as a 1-D array of integers or strings, got {self.ids.dtype} of "
@@ -114,7 +123,8 @@ class Records:
         if self.classes and len(self.y) and self.y.max() >= len(self.classes):
             raise InvalidInput(
                 f"expected labels below {len(self.classes)} (the classes "
-                f"{', '.join(self.classes[:5])}, ...), got {self.y.max()}"
+                f"{', '.join(self.classes[:5])}{', ...' if len(self.classes) > 5 else ''}), got "
+                f"{self.y.max()}; name every class"
             )
 
     @classmethod
@@ -130,16 +140,19 @@ class Records:
 
         Args:
             x: (n, ...) inputs; a DataFrame must be numeric and gives the column names.
-            y: (n,) labels; text labels are numbered in sorted order.
+            y: (n,) labels; text labels are numbered in sorted order, or in that of `classes`.
             ids: (n,) unique integers or strings; 0..n-1 by default.
+
+        Raises:
+            InvalidInput: what is wrong with them.
         """
         frame_columns = getattr(x, "columns", None)
         if frame_columns is not None:
             columns = [str(c) for c in frame_columns]
-        labels, found = encode_labels(y)
+        labels, found = encode_labels(y, classes)
         n = len(labels)
         return cls(
-            np.arange(n) if ids is None else np.asarray(ids),
+            np.arange(n) if ids is None else _as_ids(ids),
             as_inputs(x),
             labels,
             tuple(columns),
@@ -149,14 +162,24 @@ class Records:
     @classmethod
     def from_dataset(cls, dataset: Any, ids: Any = None) -> Records:
         """Records from a torch `Dataset` whose items are (x, y) pairs; read once, in order."""
+        if getattr(dataset, "__len__", None) is None:
+            raise InvalidInput(
+                f"expected a dataset with a length, got {type(dataset).__name__}; collect its "
+                "items in a list first"
+            )
         pairs = [dataset[i] for i in range(len(dataset))]
         if not pairs or not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
             raise InvalidInput(
                 "expected a dataset of (x, y) pairs with at least one item; wrap it so that "
                 "dataset[i] gives the input and its label"
             )
-        x = np.stack([np.asarray(a) for a, _ in pairs])
-        return cls.from_arrays(x, np.asarray([np.asarray(b) for _, b in pairs]), ids)
+        items = [_as_array(a) for a, _ in pairs]
+        shapes = sorted({a.shape for a in items})
+        if len(shapes) > 1:
+            raise InvalidInput(
+                f"expected items of one shape, got {shapes[0]} and {shapes[1]}; resize or pad them"
+            )
+        return cls.from_arrays(np.stack(items), np.asarray([_as_array(b) for _, b in pairs]), ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -166,8 +189,7 @@ class Records:
         if isinstance(index, (int, np.integer)):
             index = [int(index)]
         rows = np.arange(len(self))[index]
-        lazy = isinstance(self.x, (Rows, np.memmap))
-        x = _rows(self.x).take(rows) if lazy else self.x[rows]
+        x = _rows(self.x).take(rows) if _lazy(self.x) else self.x[rows]
         return Records(self.ids[rows], x, self.y[rows], self.columns, self.classes)
 
     @property
@@ -182,17 +204,21 @@ class Records:
         for start in range(0, len(self), step):
             yield slice(start, min(start + step, len(self)))
 
-    def content_hash(self) -> NDArray[np.uint64]:
+    def content_hash(self, precision: Any = np.float64) -> NDArray[np.uint64]:
         """A hash of each record's input and label, shape (n,), equal for equal contents.
 
         Numbers are compared as float64, so that the same record stored as float32 and as uint8
         hashes alike when it holds the same values.
+
+        Args:
+            precision: round to this type first; for records kept in types of different width.
         """
         out = np.empty(len(self), dtype=np.uint64)
         for part in self.chunks():
+            with np.errstate(over="ignore"):
+                x = np.asarray(self.x[part]).astype(precision).astype(np.float64)
             # adding 0.0 turns -0.0 into 0.0
-            x = np.asarray(self.x[part], dtype=np.float64).reshape(part.stop - part.start, -1)
-            x = np.ascontiguousarray(x + 0.0)
+            x = np.ascontiguousarray(x.reshape(part.stop - part.start, -1) + 0.0)
             for i, (row, label) in enumerate(zip(x, self.y[part], strict=True)):
                 digest = hashlib.blake2b(row.tobytes(), digest_size=8)
                 digest.update(int(label).to_bytes(8, "little"))
@@ -218,6 +244,31 @@ def _rows(x: Any) -> Rows:
     return x if isinstance(x, Rows) else Rows([x])
 
 
+def _lazy(x: Any) -> bool:
+    """Whether taking rows of it should wait: all but an array in memory."""
+    return type(x) is not np.ndarray
+
+
+def _what(x: Any) -> str:
+    return str(getattr(x, "dtype", type(x).__name__))
+
+
+def _as_array(x: Any) -> NDArray[Any]:
+    """A tensor, list or frame as a NumPy array."""
+    detach = getattr(x, "detach", None)
+    if detach is None:
+        return np.asarray(x)
+    tensor = detach().cpu()
+    # NumPy has no bfloat16; float32 holds its values exactly
+    return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
+
+
+def _as_ids(ids: Any) -> NDArray[Any]:
+    """Ids as an array of integers or text; a column of objects is read as what it holds."""
+    array = _as_array(ids)
+    return np.asarray(array.tolist()) if array.dtype.kind == "O" and array.ndim == 1 else array
+
+
 def as_inputs(x: Any) -> Any:
     """Inputs as an array: NumPy and memory maps as they are, tensors and frames converted."""
     if isinstance(x, (np.memmap, Rows)):
@@ -229,38 +280,86 @@ def as_inputs(x: Any) -> Any:
                 f"expected numeric columns, got text or dates in {', '.join(text[:5])}; encode "
                 "them (for example one-hot) before the audit"
             )
-        x = x.to_numpy()
-    detach = getattr(x, "detach", None)
-    array = np.asarray(detach().cpu() if detach is not None else x)
-    if array.dtype.kind not in "iufb":
-        raise InvalidInput(f"expected numbers as inputs, got {array.dtype}; encode them first")
+        made = x.to_numpy()
+        # columns of several kinds (truth values beside numbers) come as objects
+        x = made if made.dtype.kind != "O" else x.to_numpy(dtype=np.float64, na_value=np.nan)
+    array = _as_array(x)
+    if array.dtype.kind not in "iufb" or not array.ndim:
+        raise InvalidInput(
+            f"expected numbers as inputs, shape (n, ...), got {array.dtype} of shape "
+            f"{array.shape}; encode text, fill gaps, and make sparse matrices dense first"
+        )
     return array.astype(np.uint8) if array.dtype.kind == "b" else array
 
 
-def encode_labels(y: Any) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels as int64 from 0, and the names of the classes where they were text."""
-    detach = getattr(y, "detach", None)
-    labels = np.asarray(detach().cpu() if detach is not None else y)
+def encode_labels(y: Any, classes: Sequence[str] = ()) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels as int64 from 0, and the names of the classes where they were text.
+
+    Args:
+        y: (n,) class numbers, or names.
+        classes: the names in the order of their numbers; by default those found, sorted.
+    """
+    labels = _as_array(y)
+    if labels.dtype.kind == "O":
+        labels = _of_objects(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise InvalidInput(
             f"expected labels of shape (n,), got {labels.shape}; give class numbers, not one-hot"
         )
-    if labels.dtype.kind in "OUS":
-        names, codes = np.unique(labels.astype(str), return_inverse=True)
-        return codes.astype(np.int64), tuple(str(name) for name in names)
-    if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
-        raise InvalidInput("expected class numbers as labels, got fractions or NaN")
+    if labels.dtype.kind in "US":
+        return _numbered(labels.astype(str), classes)
     if labels.dtype.kind not in "iufb":
-        raise InvalidInput(f"expected class numbers or names as labels, got {labels.dtype}")
+        raise InvalidInput(
+            f"expected class numbers or names as labels, got {labels.dtype}; convert them"
+        )
+    if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.rint(labels))).all():
+        raise InvalidInput(
+            "expected class numbers as labels, got fractions, NaN or infinity; drop those records "
+            "or give whole numbers"
+        )
     return labels.astype(np.int64), ()
+
+
+def _of_objects(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels from a column of Python objects: all numbers or all text, never a mixture.
+
+    Numbers taken as text would be sorted as text, 10 before 2, and every class be another one.
+    """
+    found = labels.reshape(-1).tolist()
+    if all(isinstance(v, (str, bytes)) for v in found) or all(
+        isinstance(v, (bool, int, float, np.number, np.bool_)) for v in found
+    ):
+        return np.asarray(found, dtype=None if found else np.int64).reshape(labels.shape)
+    odd = sorted({type(v).__name__ for v in found})
+    raise InvalidInput(
+        f"expected labels that are all numbers or all text, got {', '.join(odd)}; fill gaps and "
+        "convert the column"
+    )
+
+
+def _numbered(
+    labels: NDArray[np.str_], classes: Sequence[str]
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    names, codes = np.unique(labels, return_inverse=True)
+    found = tuple(str(name) for name in names)
+    if not classes:
+        return codes.astype(np.int64), found
+    unknown = [name for name in found if name not in classes]
+    if unknown:
+        raise InvalidInput(
+            f"expected labels among the classes {', '.join(classes[:10])}, got {unknown[0]!r}; "
+            "name every class"
+        )
+    place = np.array([list(classes).index(name) for name in found], dtype=np.int64)
+    return place[codes], tuple(classes)
 
 
 def concatenate(*parts: Records) -> Records:
     """The records of all parts, in order; memory maps stay on disk."""
     full = [p for p in parts if len(p)] or [parts[0]]
-    if any(isinstance(p.x, (Rows, np.memmap)) for p in full):
+    if any(_lazy(p.x) for p in full):
         x: Any = Rows([p.x for p in full])
     else:
         x = np.concatenate([p.x for p in full])
@@ -312,7 +411,7 @@ class Split:
             InvalidInput: the sides overlap, a side is empty, values are not finite, ...
         """
         pairs = [members, nonmembers] + ([population] if population is not None else [])
-        labels, names = encode_labels(np.concatenate([np.asarray(y) for _, y in pairs]))
+        labels, names = encode_labels(_joined_labels([y for _, y in pairs]), classes)
         names = tuple(classes) or names
         parts, start = [], 0
         for x, y in pairs:
@@ -365,6 +464,12 @@ class Split:
             return [
                 f"expected records of one shape, got {sorted(shapes)}; prepare both sides alike"
             ]
+        columns = {side.columns for _, side in sides if len(side) and side.columns}
+        if len(columns) > 1:
+            return [
+                "expected the same columns in the same order on all sides, got "
+                f"{_differing(sorted(columns))}; select them alike"
+            ]
         found += [_not_finite(name, side) for name, side in sides]
         labels = np.union1d(self.members.y, self.nonmembers.y)
         if len(labels) < 2:
@@ -391,7 +496,8 @@ class Split:
             )
         if found:
             return found
-        candidates = self.candidates.content_hash()
+        precision = self._precision()
+        candidates = self.candidates.content_hash(precision)
         members, others = np.split(candidates, [len(self.members)])
         shared = np.isin(others, members)
         if shared.any():
@@ -402,7 +508,7 @@ class Split:
                 "pass drop_overlap=True"
             )
         if len(self.population):
-            given = np.isin(self.population.content_hash(), candidates)
+            given = np.isin(self.population.content_hash(precision), candidates)
             if given.any():
                 found.append(
                     f"expected a population disjoint from the candidates, got {int(given.sum())} "
@@ -410,15 +516,40 @@ class Split:
                 )
         return found
 
+    def _precision(self) -> Any:
+        """The narrowest type that a side is kept in: 0.1 as float32 is not 0.1 as float64."""
+        sides = (self.members, self.nonmembers, self.population)
+        floats = [side.x.dtype for side in sides if len(side) and side.x.dtype.kind == "f"]
+        return min(floats, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float64))
+
     def _without_overlap(self) -> Split:
-        members = self.members.content_hash()
-        others = self.nonmembers.content_hash()
+        precision = self._precision()
+        members = self.members.content_hash(precision)
+        others = self.nonmembers.content_hash(precision)
         kept = self.nonmembers[~np.isin(others, members)]
         population = self.population
         if len(population):
             taken = np.concatenate([members, others])
-            population = population[~np.isin(population.content_hash(), taken)]
+            population = population[~np.isin(population.content_hash(precision), taken)]
         return Split(self.members, kept, population)
+
+
+def _differing(columns: Sequence[tuple[str, ...]]) -> str:
+    """Where two lists of column names part."""
+    pairs = zip_longest(columns[0], columns[1], fillvalue="nothing")
+    return next(f"{a} on one and {b} on another" for a, b in pairs if a != b)
+
+
+def _joined_labels(parts: Sequence[Any]) -> NDArray[Any]:
+    """Labels of several sides behind one another, so that a name means one class on all of them."""
+    arrays = [_as_array(y) for y in parts]
+    arrays = [_of_objects(a) if a.dtype.kind == "O" else a for a in arrays]
+    arrays = [a[:, 0] if a.ndim == 2 and a.shape[1] == 1 else a for a in arrays]
+    text = {a.dtype.kind in "US" for a in arrays}
+    if len(text) > 1 or len({a.ndim for a in arrays}) > 1:
+        kinds = ", ".join(f"{a.dtype} of shape {a.shape}" for a in arrays)
+        raise InvalidInput(f"expected labels of one kind on all sides, got {kinds}; convert them")
+    return np.concatenate(arrays)
 
 
 def _not_finite(name: str, side: Records) -> str:
@@ -444,6 +575,11 @@ def split(
     Raises:
         InvalidInput: fewer distinct records than asked for.
     """
+    if min(n_members, n_nonmembers, n_population, seed) < 0:
+        raise InvalidInput(
+            f"expected numbers of records and a seed from 0, got {n_members} members, "
+            f"{n_nonmembers} non-members, {n_population} population and seed {seed}"
+        )
     distinct = np.flatnonzero(~duplicates(records))
     wanted = n_members + n_nonmembers + n_population
     if wanted > len(distinct):

@@ -69,13 +69,15 @@ def modified_prediction_entropy(log_probabilities: Floats, y: NDArray[np.int64])
 
     log(1 - p_c) is the log of the sum of all other probabilities, so that it stays finite.
     """
-    out = -np.exp(_log_of_rest(log_probabilities, y)) * _true_class(log_probabilities, y)
-    classes = log_probabilities.shape[1]
-    for c in range(classes):
-        column = np.full(len(y), c)
-        term = np.exp(log_probabilities[:, c]) * _log_of_rest(log_probabilities, column)
-        out = out - np.where(y == c, 0.0, term)
-    return out
+    # only the largest probability can be near 1, where 1 - p rounds to 0
+    largest = log_probabilities.argmax(axis=1)
+    log_rest = np.log1p(-np.exp(np.minimum(log_probabilities, -np.log(2))))
+    log_rest[np.arange(len(y)), largest] = _log_of_rest(log_probabilities, largest)
+    terms = np.exp(log_probabilities) * log_rest
+    terms[np.arange(len(y)), y] = np.exp(_true_class(log_rest, y)) * _true_class(
+        log_probabilities, y
+    )
+    return -np.asarray(terms.sum(axis=1))
 
 
 def correctness(log_probabilities: Floats, y: NDArray[np.int64]) -> Floats:

@@ -10,7 +10,7 @@ optionally `id` and `population`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vestige.audit import Plan
 from vestige.errors import DamagedFile, InvalidInput
-from vestige.models import BlackBox, Predictions
+from vestige.models import BlackBox, Predictions, first_line
 from vestige.pool import Pool
 from vestige.records import Records, Split, encode_labels
 
@@ -35,21 +35,30 @@ def plan_of_table(path: str | Path, *, seed: int = 0) -> Plan:
         InvalidInput: the table lacks what it needs, or holds what it must not.
         DamagedFile: the file cannot be read.
     """
+    if seed < 0:
+        raise InvalidInput(f"expected a seed from 0, got {seed}; choose another")
     path = Path(path)
     arrays = read_table(path)
     target = Predictions(probabilities=arrays.get("probabilities"), logits=arrays.get("logits"))
     n = len(target)
+    if not n:
+        raise InvalidInput(f"expected at least one row in {path.name}, got none; write the records")
     labels, names = _labels(arrays, n)
+    if names and len(names) != target.n_classes:
+        raise InvalidInput(
+            f"expected labels of {target.n_classes} classes, one for each column of predictions "
+            f"in sorted order, got {len(names)} ({', '.join(names[:5])}); give class numbers from "
+            "0 as labels, to say which column each is"
+        )
     if labels.max(initial=0) >= target.n_classes:
         raise InvalidInput(
             f"expected labels below {target.n_classes} (the columns of predictions), got "
             f"{labels.max()}; add the missing classes or drop the rows"
         )
-    ids = np.asarray(arrays.get("ids", np.arange(n)))
-    _same_length("ids", ids, n)
+    ids = _one_each("ids", np.asarray(arrays.get("ids", np.arange(n))), n)
     x = np.arange(n)[:, None]
     classes = names or tuple(str(c) for c in range(target.n_classes))
-    everyone = Records.from_arrays(x, labels, _as_ids(ids), classes=classes)
+    everyone = Records.from_arrays(x, labels, _text(ids), classes=classes)
     member = _zero_or_one("member", arrays["member"], n)
     owned = _zero_or_one("population", arrays.get("population", np.zeros(n)), n)
     if (member & owned).any():
@@ -65,20 +74,21 @@ def plan_of_table(path: str | Path, *, seed: int = 0) -> Plan:
         name=path.stem,
         data_name=path.name,
         description=f"a table of {n} predictions over {target.n_classes} classes",
-        known=_references(arrays, everyone) or Pool.of_population(everyone),
+        known=_references(arrays, everyone, target.n_classes) or Pool.of_population(everyone),
     )
 
 
 def read_table(path: Path) -> Arrays:
     """The arrays of a table, by the names of the `.npz` form."""
     readers = {".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        pickled = path.suffix in (".pkl", ".pickle", ".joblib", ".npy", ".pt")
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        pickled = suffix in (".pkl", ".pickle", ".joblib", ".npy", ".pt")
         why = "; pickles are not read, since opening one can run any program" if pickled else ""
         raise InvalidInput(f"expected a table as .npz, .csv or .parquet, got {path.name}{why}")
     if not path.is_file():
         raise InvalidInput(f"expected a file at {path}, found none; check the path")
-    arrays = readers[path.suffix](path)
+    arrays = readers[suffix](path)
     missing = [n for n in ("labels", "member") if n not in arrays]
     if "probabilities" not in arrays and "logits" not in arrays:
         missing.insert(0, "probabilities (or logits)")
@@ -93,14 +103,21 @@ def read_table(path: Path) -> Arrays:
 
 
 def _read_npz(path: Path) -> Arrays:
-    import zipfile
+    return read_arrays(path)
 
+
+def read_arrays(path: Path, names: Sequence[str] | None = None) -> Arrays:
+    """The arrays of an `.npz`, all or those named; nothing is unpickled.
+
+    Raises:
+        DamagedFile: it is no such file, or a named array is not in it.
+    """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names or stored.files}
+    except Exception as error:  # zipfile, zlib and NumPy each have their own for a damaged file
         pickled = "allow_pickle" in str(error)
-        why = "it holds pickled objects, which are not read" if pickled else str(error)
+        why = "it holds pickled objects, which are not read" if pickled else first_line(error)
         raise DamagedFile(
             f"expected arrays of numbers in {path.name}, but {why}; write it with numpy.savez"
         ) from None
@@ -110,10 +127,15 @@ def _read_csv(path: Path) -> Arrays:
     import pyarrow as pa
     from pyarrow import csv
 
+    # an empty cell is a gap in a column of text too, not a class without a name
+    options = csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
     try:
-        return _columns(path, csv.read_csv(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DamagedFile(f"expected a table in {path.name}, but {_line(error)}") from None
+        return _columns(path, csv.read_csv(path, convert_options=options))
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile(
+            f"expected a table with a header in {path.name}, but {first_line(error)}; repair it or "
+            "write it again"
+        ) from None
 
 
 def _read_parquet(path: Path) -> Arrays:
@@ -122,27 +144,31 @@ def _read_parquet(path: Path) -> Arrays:
 
     try:
         return _columns(path, parquet.read_table(path))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DamagedFile(
-            f"expected a parquet file, {path.name} is not one ({_line(error)})"
+            f"expected a parquet file, {path.name} is not one ({first_line(error)}); write it again"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 def _columns(path: Path, table: Any) -> Arrays:
     names: list[str] = table.column_names
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise InvalidInput(
+            f"expected each column of {path.name} once, got {twice[0]!r} twice; rename one"
+        )
     out: dict[str, NDArray[Any]] = {}
     for prefix, name in (("p", "probabilities"), ("logit", "logits")):
-        numbers = sorted(int(m[1]) for n in names if (m := re.fullmatch(rf"{prefix}(\d+)", n)))
+        numbers = sorted(
+            int(m[1]) for n in names if (m := re.fullmatch(rf"{prefix}(0|[1-9]\d*)", n))
+        )
         if not numbers:
             continue
-        if numbers != list(range(len(numbers))):
+        # a single column would be read as the probability of class 1, whatever its name
+        if numbers != list(range(len(numbers))) or len(numbers) < 2:
             raise InvalidInput(
-                f"expected columns {prefix}0, {prefix}1, ... without gaps in {path.name}, got "
-                f"{', '.join(f'{prefix}{c}' for c in numbers[:8])}"
+                f"expected columns {prefix}0, {prefix}1, ... without gaps in {path.name}, one for "
+                f"each class, got {', '.join(f'{prefix}{c}' for c in numbers[:8])}; add the others"
             )
         out[name] = np.stack([_column(path, table, f"{prefix}{c}") for c in numbers], axis=1)
     for column, name in (("label", "labels"), ("member", "member"), ("id", "ids")):
@@ -164,41 +190,50 @@ def _column(path: Path, table: Any, name: str) -> NDArray[Any]:
 
 
 def _labels(arrays: Arrays, n: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    _same_length("labels", arrays["labels"], n)
-    return encode_labels(arrays["labels"])
+    labels = _one_each("labels", arrays["labels"], n)
+    # numbers written as text name columns: sorted as text, 10 would come before 2
+    if labels.dtype.kind in "OU" and all(str(v).isdecimal() for v in labels):
+        labels = labels.astype(np.int64)
+    return encode_labels(labels)
 
 
-def _same_length(name: str, array: NDArray[Any], n: int) -> None:
-    if array.shape[:1] != (n,):
+def _one_each(name: str, array: NDArray[Any], n: int) -> NDArray[Any]:
+    if array.shape not in ((n,), (n, 1)):
         raise InvalidInput(
-            f"expected {n} {name}, one for each row of predictions, got {array.shape[:1]}"
+            f"expected {n} {name}, one for each row of predictions, got shape {array.shape}; "
+            "write as many"
         )
+    return array.reshape(n)
 
 
-def _as_ids(ids: NDArray[Any]) -> NDArray[Any]:
-    return ids.astype(str) if ids.dtype.kind in "OS" else ids
+def _text(ids: NDArray[Any]) -> NDArray[Any]:
+    return ids.astype(str) if ids.dtype.kind == "S" else ids
 
 
 def _zero_or_one(name: str, array: NDArray[Any], n: int) -> NDArray[np.bool_]:
-    _same_length(name, array, n)
+    array = _one_each(name, array, n)
     if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
-        raise InvalidInput(f"expected 0 or 1 in {name}, got {np.unique(array)[:5].tolist()}")
+        found = list(dict.fromkeys(array.tolist()))[:5]
+        raise InvalidInput(f"expected 0 or 1 in {name}, got {found}; write 1 for a member")
     return array.astype(bool)
 
 
-def _references(arrays: Arrays, everyone: Records) -> Pool[BlackBox] | None:
+def _references(arrays: Arrays, everyone: Records, n_classes: int) -> Pool[BlackBox] | None:
     given = [n for n in ("reference_probabilities", "reference_member") if n in arrays]
     if not given:
         return None
     if len(given) == 1:
         raise InvalidInput(
-            f"expected reference_probabilities and reference_member together, got only {given[0]}"
+            f"expected reference_probabilities and reference_member together, got only {given[0]}; "
+            "add the other"
         )
     tables, member = (np.asarray(arrays[n]) for n in given)
-    if tables.ndim != 3 or tables.shape[1] != len(everyone) or member.shape != tables.shape[:2]:
+    expected = (len(everyone), n_classes)
+    if tables.ndim != 3 or tables.shape[1:] != expected or member.shape != tables.shape[:2]:
         raise InvalidInput(
-            f"expected reference_probabilities (n_models, {len(everyone)}, classes) and "
-            f"reference_member (n_models, {len(everyone)}), got {tables.shape} and {member.shape}"
+            f"expected reference_probabilities (n_models, {len(everyone)}, {n_classes}) and "
+            f"reference_member (n_models, {len(everyone)}), got {tables.shape} and {member.shape}; "
+            "give every model's answers for the records of the table"
         )
     models = [Predictions(probabilities=table) for table in tables]
     flat = _zero_or_one("reference_member", member.reshape(-1), member.size)

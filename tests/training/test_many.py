@@ -268,7 +268,7 @@ def test_estimators_are_clones_with_their_own_seeds() -> None:
     records, member = some_records(40), table(4, 40)
     template = RandomForestClassifier(5, random_state=1)
     pool = train_many(EstimatorRecipe(template), records, member, seed=9, workers=1)
-    assert pool.provenance["path"] == "processes"
+    assert pool.provenance["path"] == "one by one"
     for k, estimator in enumerate(estimators_of(pool)):
         word = int(np.random.SeedSequence(model_seed(9, k)).generate_state(1)[0] >> 1)
         by_hand = clone(template).set_params(random_state=word)

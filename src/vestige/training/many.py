@@ -11,7 +11,7 @@ import hashlib
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,13 @@ from vestige.training.store import Store, StoredSignals, write_beside
 __all__ = ["Progress", "half_and_half", "model_seed", "train_many"]
 
 CHUNK = 32
+
+LARGEST_KEPT = 256 * 2**20
+"""Bytes of finished models that stay in memory, so that they are not read again at once."""
+
+PROCESSES_PAY = 30.0
+"""Seconds of training left above which worker processes earn the import that each begins with."""
+
 Progress = Callable[[str, int, int], None]
 Table = NDArray[np.bool_]
 
@@ -87,10 +94,16 @@ def half_and_half(n_models: int, n_records: int, seed: int) -> Table:
 
 
 class _Models(Sequence[BlackBox]):
-    """Stored models, read when asked for."""
+    """Stored models, read when asked for; some of them may still be in memory."""
 
-    def __init__(self, recipe: Recipe, paths: Sequence[Path], n_classes: int) -> None:
-        self._recipe, self._paths, self._n_classes = recipe, paths, n_classes
+    def __init__(
+        self,
+        recipe: Recipe,
+        paths: Sequence[Path],
+        n_classes: int,
+        kept: Mapping[Path, BlackBox],
+    ) -> None:
+        self._recipe, self._paths, self._n_classes, self._kept = recipe, paths, n_classes, kept
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -101,8 +114,9 @@ class _Models(Sequence[BlackBox]):
     def __getitem__(self, index: slice) -> Sequence[BlackBox]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return _Models(self._recipe, self._paths[index], self._n_classes)
-        return self._recipe.read(self._paths[index], self._n_classes)
+            return _Models(self._recipe, self._paths[index], self._n_classes, self._kept)
+        path = self._paths[index]
+        return self._kept.get(path) or self._recipe.read(path, self._n_classes)
 
 
 @dataclass(frozen=True)
@@ -178,8 +192,8 @@ def train_many(
     """Train one model for each row of a membership table.
 
     Small torch models are trained as stacks where that is shown to give what training alone
-    gives; others one by one; scikit-learn estimators in processes. The pool's provenance says
-    which, and why.
+    gives; others one by one, scikit-learn estimators in processes where that takes long. The
+    pool's provenance says which, and why.
 
     Args:
         records: all records, in the order of the table's columns.
@@ -188,7 +202,8 @@ def train_many(
         store: where models are kept; a chunk is on disk before the next one starts, and what is
             found there under the same recipe, records, table, seed and code is not trained again.
         progress: called with a label, the number done and the total.
-        workers: processes for recipes other than torch; by default one for each core.
+        workers: processes for recipes other than torch; by default one for each core, and none
+            where the models are done before the processes would have started.
 
     Raises:
         InvalidInput: a table of another shape, a model without records, or training that
@@ -207,13 +222,16 @@ def train_many(
     if store is not None and todo:
         store.forget_signals(run)
     kept: dict[int, BlackBox] = {}
+    size = 0
     for finished, seconds in _trained(job, path, todo, store, run, names, workers):
         for index, model in finished.items():
             if store is None:
                 kept[index] = model
             elif missing[index] and model is not None:
                 write = partial(_written, job, model, first=index == todo[0])
-                store.save(run, names[index], write, seconds)
+                size += store.save(run, names[index], write, seconds).stat().st_size
+                if size <= LARGEST_KEPT:
+                    kept[index] = model
             missing[index] = False
         progress("models", len(names) - sum(missing), len(names))
     provenance = {
@@ -231,7 +249,9 @@ def train_many(
     if store is None:
         models = [kept[k] for k in range(len(names))]
     else:
-        models = _Models(recipe, [store.path(run, n) for n in names], records.n_classes)
+        paths = [store.path(run, n) for n in names]
+        still = {paths[k]: model for k, model in kept.items()}
+        models = _Models(recipe, paths, records.n_classes, still)
     return Pool(models, records, member, cache, provenance)
 
 
@@ -284,7 +304,7 @@ def _plan(job: _Job) -> tuple[str, str]:
     """Which path, and why."""
     recipe = job.recipe
     if not isinstance(recipe, TorchRecipe):
-        return "processes", "the recipe is not a torch recipe"
+        return "one by one", "only torch models are stacked"
     if job.gradients is not mean_gradients:
         return "one by one", "it has gradients of its own"
     sizes = job.member.sum(axis=1)
@@ -316,13 +336,20 @@ def _trained(
         return
     if path == "stacked":
         yield from _stacks(job, todo)
-    elif path == "processes":
-        yield from _in_processes(job, todo, store, run, names, workers)
-    else:
-        for index in todo:
-            started = time.perf_counter()
-            model = job.alone(index)
-            yield {index: model}, time.perf_counter() - started
+        return
+    rest = list(todo)
+    while rest:
+        index = rest.pop(0)
+        started = time.perf_counter()
+        model = job.alone(index)
+        seconds = time.perf_counter() - started
+        yield {index: model}, seconds
+        if isinstance(job.recipe, TorchRecipe) or not rest:
+            continue
+        if workers is None and seconds * len(rest) < PROCESSES_PAY:
+            continue
+        yield from _in_processes(job, rest, store, run, names, workers)
+        return
 
 
 def _stacks(job: _Job, todo: Sequence[int]) -> Iterator[Finished]:
@@ -366,10 +393,7 @@ def _in_processes(
 
     count = min(workers or cpu_count(), len(todo))
     paths = [store.path(run, names[k]) if store is not None else None for k in todo]
-    tasks = (
-        delayed(_one_process)(job, k, path, k == todo[0])
-        for k, path in zip(todo, paths, strict=True)
-    )
+    tasks = (delayed(_one_process)(job, k, path) for k, path in zip(todo, paths, strict=True))
     results = Parallel(n_jobs=count, return_as="generator_unordered")(tasks)
     try:
         for index, model, written, seconds in results:
@@ -383,13 +407,11 @@ def _in_processes(
             results.close()
 
 
-def _one_process(
-    job: _Job, index: int, path: Path | None, first: bool
-) -> tuple[int, Any, Any, float]:
+def _one_process(job: _Job, index: int, path: Path | None) -> tuple[int, Any, Any, float]:
     started = time.perf_counter()
     model = job.alone(index)
     seconds = time.perf_counter() - started
     if path is None:
         return index, model, None, seconds
-    write = partial(_written, job, model, first=first)
+    write = partial(job.recipe.write, model)
     return index, None, write_beside(path, write), seconds
