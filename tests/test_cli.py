@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import vestige
-from conftest import PLAN, Finished, Ran, Vestige, run_in_process, write_world
+from commands import PLAN, Finished, Ran, Vestige, run_in_process, write_world
 from vestige import cli
 from vestige.report import Report
 

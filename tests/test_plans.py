@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from skops import io as skops_io
 
-from conftest import PLAN, write_world
+from commands import PLAN, write_world
 from vestige.errors import DamagedFile, InvalidInput, PlanError, VestigeError
 from vestige.models import EstimatorModel, TorchModel
 from vestige.plans import BUILT_IN, built_in, plan_of

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 import vestige as vs
-from conftest import Finished, run_in_process, write_world
+from commands import Finished, run_in_process, write_world
 from vestige.errors import VestigeError
 from vestige.training.networks import MLP
 

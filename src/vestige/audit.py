@@ -22,7 +22,13 @@ from vestige.attacks import STANDARD
 from vestige.attacks.attack import Attack
 from vestige.errors import ForeignFolder, InvalidInput, MissingModels, PlanError
 from vestige.exchangeability import Exchangeability, exchangeability
-from vestige.models import BlackBox, Predictions, answers_alike, as_black_box
+from vestige.models import (
+    BlackBox,
+    EstimatorModel,
+    Predictions,
+    answers_alike,
+    as_black_box,
+)
 from vestige.pool import Pool
 from vestige.records import Records, Split, concatenate
 from vestige.report import (
@@ -157,13 +163,13 @@ def run(
     _check(plan)
     plan, note = _with_population(plan)
     attacks, skipped = _attacks(plan)
-    seeds = [int(s) for s in np.random.SeedSequence(plan.seed).generate_state(4) >> 1]
+    seeds = [int(s) for s in np.random.SeedSequence(plan.seed).generate_state(5) >> 1]
     store = None if out is None else _opened(plan, Path(out), fresh, tell)
     target, target_seconds = _target(plan, seeds[0], store, progress)
     candidates = _shuffled(plan.split, seeds[2])
     answers = _answers(target, candidates, store, out)
     alike = _exchangeable(plan, target, seeds[3])
-    pool, training_seconds = _pool(plan, attacks, seeds[1], store, progress)
+    pool, training_seconds = _pool(plan, attacks, seeds[1], seeds[4], store, progress)
     if pool.provenance:
         _tell_training(pool.provenance, tell)
     findings, scores, failed = _run_attacks(
@@ -216,7 +222,15 @@ def run(
 def _attacks(plan: Plan) -> tuple[dict[str, Attack[BlackBox]], list[ReportWarning]]:
     """The attacks to run; of the standard ones, those that the plan has the means for."""
     if isinstance(plan.attacks, Mapping):
+        wrong = [n for n, a in plan.attacks.items() if getattr(a, "run", None) is None]
+        if wrong or not plan.attacks:
+            raise PlanError(
+                f"expected attacks by name, got {wrong[0] if wrong else 'none'}; give for example "
+                '{"lira": vestige.attacks.LiRA()}'
+            )
         return dict(plan.attacks), []
+    if not isinstance(plan.attacks, (str, Sequence)):
+        raise PlanError(f'expected attacks as "standard", names or a mapping, got {plan.attacks!r}')
     if plan.attacks == "standard":
         lacking = {name: _lacks(plan, attack) for name, attack in STANDARD.items()}
         warnings = [
@@ -241,7 +255,8 @@ def _attacks(plan: Plan) -> tuple[dict[str, Attack[BlackBox]], list[ReportWarnin
 
 
 def _lacks(plan: Plan, attack: Attack[BlackBox]) -> str:
-    if attack.about.needs_models and plan.recipe is None and plan.known is None:
+    known = plan.known if plan.known is not None and len(plan.known.models) else None
+    if attack.about.needs_models and plan.recipe is None and known is None:
         return "There is no recipe to train reference models with"
     if attack.about.needs_population and not len(plan.split.population):
         return "There are no population records, known to be no members"
@@ -250,6 +265,12 @@ def _lacks(plan: Plan, attack: Attack[BlackBox]) -> str:
 
 def _check(plan: Plan) -> None:
     plan.split.checked()
+    numbers = {"seed": plan.seed, "references": plan.references}
+    wrong = [f"{name}={value!r}" for name, value in numbers.items() if not _is_whole(value)]
+    if wrong:
+        raise PlanError(f"expected whole numbers, got {', '.join(wrong)}")
+    if plan.seed < 0:
+        raise PlanError(f"expected a seed from 0, got {plan.seed}")
     if plan.target is None and plan.recipe is None:
         raise PlanError("expected a target, or a recipe to train one with; got neither")
     counts = {"members": len(plan.split.members), "non-members": len(plan.split.nonmembers)}
@@ -264,6 +285,10 @@ def _check(plan: Plan) -> None:
             f"expected an even number of reference models, at least 2, got {plan.references}; "
             "each record is in one model of every pair"
         )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _with_population(plan: Plan) -> tuple[Plan, str]:
@@ -292,7 +317,8 @@ def _opened(plan: Plan, out: Path, fresh: bool, tell: Tell) -> Store:
     """The store of an output folder, once the folder is known to be this plan's."""
     asked = {"vestige": vestige.__version__, "name": plan.name, "plan": _plan_digest(plan)}
     path = out / "plan.json"
-    if fresh:
+    if fresh and ((out / "store" / "manifest.sqlite").exists() or path.exists()):
+        # only what an audit wrote: a folder that happens to be called store is not ours
         shutil.rmtree(out / "store", ignore_errors=True)
         path.unlink(missing_ok=True)
     if path.exists():
@@ -329,7 +355,7 @@ def _target(
     plan: Plan, seed: int, store: Store | None, progress: Progress
 ) -> tuple[BlackBox, float]:
     if plan.target is not None:
-        return as_black_box(plan.target), 0.0
+        return as_black_box(plan.target, n_classes=len(_class_names(plan.split))), 0.0
     assert plan.recipe is not None
     members = plan.split.members
     # the whole split decides how many classes there are, not the members alone
@@ -368,6 +394,8 @@ def _answers(
             "deterministic before the audit"
         )
     answers = target.log_probabilities(candidates.x)
+    if isinstance(target, EstimatorModel):
+        target.same_meaning(candidates)
     if candidates.y.max() >= answers.shape[1]:
         raise InvalidInput(
             f"expected labels below {answers.shape[1]}, the number of classes the target answers "
@@ -408,11 +436,13 @@ def _pool(
     plan: Plan,
     attacks: Mapping[str, Attack[BlackBox]],
     seed: int,
+    order: int,
     store: Store | None,
     progress: Progress,
 ) -> tuple[Pool[BlackBox], float]:
     """What the adversary has: reference models on random halves, and the population."""
     if plan.known is not None:
+        plan.known.same_records(plan.split.candidates)
         return plan.known, 0.0
     sides = [plan.split.members, plan.split.nonmembers, plan.split.population]
     everyone = concatenate(*(side for side in sides if len(side)))
@@ -421,7 +451,7 @@ def _pool(
         return Pool.of_population(everyone), 0.0
     everyone = replace(everyone, classes=_class_names(plan.split))
     # an order that says nothing about who is a member: it reaches training through the halves
-    everyone = everyone[np.random.default_rng(seed).permutation(len(everyone))]
+    everyone = everyone[np.random.default_rng(order).permutation(len(everyone))]
     member = _table_of_references(plan, everyone, seed)
     pool = train_many(plan.recipe, everyone, member, seed=seed, store=store, progress=progress)
     return pool, float(pool.provenance["seconds"])

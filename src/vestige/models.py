@@ -495,10 +495,14 @@ def answers_alike(model: BlackBox, x: Any) -> bool:
     return bool(np.allclose(np.exp(first), np.exp(second), rtol=0, atol=1e-5))
 
 
-def as_black_box(model: Any) -> BlackBox:
-    """A handle for what a user has: a handle, a torch module or a scikit-learn estimator."""
+def as_black_box(model: Any, n_classes: int | None = None) -> BlackBox:
+    """A handle for what a user has: a handle, a torch module or a scikit-learn estimator.
+
+    Args:
+        n_classes: of the whole problem, for an estimator that has not seen all of them.
+    """
     if isinstance(model, nn.Module):
         return TorchModel(model)
     if isinstance(model, BlackBox):
         return model
-    return EstimatorModel(model)
+    return EstimatorModel(model, n_classes=n_classes)

@@ -156,7 +156,9 @@ class TorchRecipe:
         return fingerprint([type(self).__name__, vars(self), repr(net), shapes(net), classes])
 
     def handle(self, net: nn.Module) -> TorchModel:
-        return TorchModel(net, logits=self.logits)
+        # trained with a loss on logits, it answers with logits, whatever they look like
+        known = self.loss is cross_entropy or self.loss is functional.cross_entropy
+        return TorchModel(net, logits=self.logits, outputs="logits" if known else None)
 
     def write(self, model: Any, path: Path) -> None:
         write_tensors(model.net, path)
