@@ -496,3 +496,21 @@ def test_too_few_distinct_records_to_draw_from():
         split(made, -1, 5)
     with pytest.raises(InvalidInput, match="seed -1"):
         split(made, 1, 5, seed=-1)
+
+
+def test_a_side_may_be_a_dataset_or_records():
+    import torch
+    from torch.utils.data import TensorDataset
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 3)).astype(np.float32), np.arange(20) % 2
+    dataset = TensorDataset(torch.from_numpy(x[:10]), torch.from_numpy(y[:10]))
+    by_hand = Split.from_arrays((x[:10], y[:10]), (x[10:], y[10:]))
+    made = Split.from_arrays(dataset, Records.from_arrays(x[10:], y[10:]))
+    assert made.members.digest() == by_hand.members.digest()
+    assert made.nonmembers.digest() == by_hand.nonmembers.digest()
+    named = Records.from_arrays(x, y, columns=("a", "b", "c"), classes=("no", "yes"))
+    kept = Split.from_arrays(named[:10], named[10:])
+    assert kept.members.columns == ("a", "b", "c") and kept.nonmembers.classes == ("no", "yes")
+    with pytest.raises(InvalidInput, match="a tuple of 3"):
+        Split.from_arrays((x, y, y), (x, y))

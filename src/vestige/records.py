@@ -377,6 +377,19 @@ def duplicates(records: Records) -> NDArray[np.bool_]:
     return repeated
 
 
+def _pair(side: Any) -> tuple[Any, Any]:
+    """Inputs and labels of a side: a pair of arrays, records, or a dataset of pairs."""
+    if isinstance(side, tuple):
+        if len(side) != 2:
+            raise InvalidInput(
+                f"expected a side as a pair (x, y), got a tuple of {len(side)}; give the inputs "
+                "and their labels"
+            )
+        return side
+    records = side if isinstance(side, Records) else Records.from_dataset(side)
+    return records.x, records.y
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Who was trained on, who was not, and what the adversary owns besides.
@@ -394,14 +407,17 @@ class Split:
     @classmethod
     def from_arrays(
         cls,
-        members: tuple[Any, Any],
-        nonmembers: tuple[Any, Any],
-        population: tuple[Any, Any] | None = None,
+        members: Any,
+        nonmembers: Any,
+        population: Any = None,
         *,
         classes: Sequence[str] = (),
         drop_overlap: bool = False,
     ) -> Split:
-        """Number the records and check them; every argument is an (x, y) pair.
+        """Number the records and check them.
+
+        A side is a pair (x, y) of arrays, tensors or frames, a torch `Dataset` of such pairs, or
+        `Records`, whose ids are then given anew.
 
         Args:
             drop_overlap: leave out non-members (and population) whose content is also a
@@ -410,13 +426,18 @@ class Split:
         Raises:
             InvalidInput: the sides overlap, a side is empty, values are not finite, ...
         """
-        pairs = [members, nonmembers] + ([population] if population is not None else [])
+        sides = [members, nonmembers] + ([population] if population is not None else [])
+        pairs = [_pair(side) for side in sides]
+        known = [side for side in sides if isinstance(side, Records)]
+        classes = classes or next((r.classes for r in known if r.classes), ())
         labels, names = encode_labels(_joined_labels([y for _, y in pairs]), classes)
         names = tuple(classes) or names
         parts, start = [], 0
-        for x, y in pairs:
+        for side, (x, y) in zip(sides, pairs, strict=True):
             stop = start + len(y)
-            part = Records.from_arrays(x, labels[start:stop], np.arange(start, stop), (), names)
+            columns = side.columns if isinstance(side, Records) else ()
+            ids = np.arange(start, stop)
+            part = Records.from_arrays(x, labels[start:stop], ids, columns, names)
             parts.append(part)
             start = stop
         if population is None:
