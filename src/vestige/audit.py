@@ -30,7 +30,7 @@ from vestige.models import (
     as_black_box,
 )
 from vestige.pool import Pool
-from vestige.records import Records, Split, concatenate
+from vestige.records import Records, Split, concatenate, duplicates
 from vestige.report import (
     Data,
     Finding,
@@ -176,7 +176,8 @@ def run(
         plan, attacks, target, candidates, pool, seeds[3], progress
     )
     warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool)]
-    shown = next((name for name in EXPOSING if name in scores), None)
+    # where the sides differ without the model, a high score says nothing about membership
+    shown = None if alike.passed is False else _exposing(scores)
     exposed = (
         measure.exposed(
             shown,
@@ -216,13 +217,23 @@ def run(
     return report
 
 
+def _exposing(scores: Mapping[str, Scores]) -> str | None:
+    """The attack whose scores name the exposed records; one of the user's own comes first."""
+    own = [name for name in scores if name not in STANDARD]
+    return next(iter([*own, *(n for n in EXPOSING if n in scores), *scores]), None)
+
+
 # --- what is asked -----------------------------------------------------------------------------
 
 
 def _attacks(plan: Plan) -> tuple[dict[str, Attack[BlackBox]], list[ReportWarning]]:
     """The attacks to run; of the standard ones, those that the plan has the means for."""
     if isinstance(plan.attacks, Mapping):
-        wrong = [n for n, a in plan.attacks.items() if getattr(a, "run", None) is None]
+        wrong = [
+            n
+            for n, a in plan.attacks.items()
+            if getattr(a, "run", None) is None or getattr(a, "about", None) is None
+        ]
         if wrong or not plan.attacks:
             raise PlanError(
                 f"expected attacks by name, got {wrong[0] if wrong else 'none'}; give for example "
@@ -258,8 +269,14 @@ def _lacks(plan: Plan, attack: Attack[BlackBox]) -> str:
     known = plan.known if plan.known is not None and len(plan.known.models) else None
     if attack.about.needs_models and plan.recipe is None and known is None:
         return "There is no recipe to train reference models with"
+    if attack.about.needs_features and isinstance(plan.target, Predictions):
+        return "A table of predictions has no features"
     if attack.about.needs_population and not len(plan.split.population):
-        return "There are no population records, known to be no members"
+        enough = 1250 if len(plan.split.nonmembers) >= 1000 else 5 * 4 * FEWEST
+        return (
+            "There are no population records, known to be no members (give some, or at least "
+            f"{enough:,} non-members)"
+        )
     return ""
 
 
@@ -424,12 +441,10 @@ def _write_array(path: Path, answers: NDArray[np.float64]) -> None:
 
 
 def _exchangeable(plan: Plan, target: BlackBox, seed: int) -> Exchangeability:
-    if isinstance(target, Predictions):
-        return exchangeability(None, None)
     members, nonmembers = plan.split.members, plan.split.nonmembers
-    return exchangeability(
-        members.x, nonmembers.x, member_y=members.y, nonmember_y=nonmembers.y, seed=seed
-    )
+    # the inputs of a table are the numbers of its rows
+    x = (None, None) if isinstance(target, Predictions) else (members.x, nonmembers.x)
+    return exchangeability(*x, member_y=members.y, nonmember_y=nonmembers.y, seed=seed)
 
 
 def _pool(
@@ -446,12 +461,12 @@ def _pool(
         return plan.known, 0.0
     sides = [plan.split.members, plan.split.nonmembers, plan.split.population]
     everyone = concatenate(*(side for side in sides if len(side)))
+    # an order that says nothing about who is a member
+    everyone = everyone[np.random.default_rng(order).permutation(len(everyone))]
     wanted = any(attack.about.needs_models for attack in attacks.values())
     if plan.recipe is None or not wanted:
         return Pool.of_population(everyone), 0.0
     everyone = replace(everyone, classes=_class_names(plan.split))
-    # an order that says nothing about who is a member: it reaches training through the halves
-    everyone = everyone[np.random.default_rng(order).permutation(len(everyone))]
     member = _table_of_references(plan, everyone, seed)
     pool = train_many(plan.recipe, everyone, member, seed=seed, store=store, progress=progress)
     return pool, float(pool.provenance["seconds"])
@@ -495,7 +510,7 @@ def _run_attacks(
     for done, (name, attack) in enumerate(attacks.items(), start=1):
         asked, started = target.n_queries, time.perf_counter()
         try:
-            scores = attack.run(target, candidates, pool)
+            scores = _whole(attack.run(target, candidates, pool), plan.split)
         except (InvalidInput, MissingModels) as error:
             if plan.attacks != "standard":
                 raise
@@ -519,6 +534,21 @@ def _run_attacks(
     return findings, all_scores, failed
 
 
+def _whole(scores: Scores, split: Split) -> Scores:
+    """The scores, if there are some on either side to compare.
+
+    Raises:
+        MissingModels: the attack abstained on all members, or on all non-members.
+    """
+    member = split.is_member(scores.ids)
+    if member.all() or not member.any():
+        raise MissingModels(
+            f"expected scores on both sides, got {int(member.sum())} of members and "
+            f"{int((~member).sum())} of non-members; the pool lacks models for the rest"
+        )
+    return scores
+
+
 def _warnings(
     plan: Plan, findings: Sequence[Finding], alike: Exchangeability, pool: Pool[BlackBox]
 ) -> list[ReportWarning]:
@@ -526,6 +556,12 @@ def _warnings(
     n_members, n_nonmembers = len(plan.split.members), len(plan.split.nonmembers)
     if alike.passed is False:
         found.append(ReportWarning("not_exchangeable", alike.reason))
+        found.append(
+            ReportWarning(
+                "no_exposed_records",
+                "No record is called exposed, since members and non-members differ without it.",
+            )
+        )
     if min(n_members, n_nonmembers) < 100:
         found.append(
             ReportWarning(
@@ -539,6 +575,15 @@ def _warnings(
                 "unresolved_rates",
                 f"{n_nonmembers} non-members cannot resolve a false positive rate below "
                 f"{1 / n_nonmembers:.2g}; give at least 1000 for 0.1 %.",
+            )
+        )
+    twins = sum(int(duplicates(side).sum()) for side in (plan.split.members, plan.split.nonmembers))
+    if twins:
+        found.append(
+            ReportWarning(
+                "duplicates",
+                f"{twins} records repeat another one of their side. Attacks with reference models "
+                "miss them: a model trained without the one has seen the other.",
             )
         )
     size = pool.member.sum(axis=1).mean() if len(pool.models) else n_members
@@ -603,11 +648,14 @@ def _data(plan: Plan, note: str) -> Data:
 
 
 def _reproduce(plan: Plan) -> Reproduce:
-    python = (
-        f"vestige.audit(target, split, recipe=recipe, references={plan.references}, "
-        f"seed={plan.seed})"
-    )
-    return Reproduce(plan.command, python)
+    said = [f"seed={plan.seed}"]
+    if plan.recipe is not None:
+        said = ["recipe=recipe", f"references={plan.references}", *said]
+    if plan.known is not None:
+        said.insert(0, "known=known")
+    if plan.attacks != "standard":
+        said.append(f"attacks={plan.attacks!r}")
+    return Reproduce(plan.command, f"vestige.audit(target, split, {', '.join(said)})")
 
 
 def _provenance(plan: Plan, pool: Pool[BlackBox], seconds: Mapping[str, float]) -> Provenance:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -163,9 +164,10 @@ class _Side:
 
 def _side(x: npt.ArrayLike | None, y: npt.ArrayLike | None, name: str) -> _Side:
     """One side's arrays, not yet read (they may be memory-mapped)."""
-    features = None if x is None else np.asarray(x)
+    # what can be sliced is not read: records may be larger than memory
+    features: Any = x if x is None or getattr(x, "dtype", None) is not None else np.asarray(x)
     labels = None if y is None else np.asarray(y)
-    if features is not None and (features.ndim == 0 or features.dtype.kind not in "biuf"):
+    if features is not None and (not features.shape or features.dtype.kind not in "biuf"):
         raise InvalidInput(
             f"expected {name} records as an array of numbers (n, ...), got shape "
             f"{features.shape} of {features.dtype}"
@@ -179,7 +181,7 @@ def _side(x: npt.ArrayLike | None, y: npt.ArrayLike | None, name: str) -> _Side:
         )
     first = features if features is not None else labels
     size = 0 if first is None else len(first)
-    if features is not None and size and features[:1].size == 0:
+    if features is not None and size and 0 in features.shape[1:]:
         features = None  # a table of predictions has records without features
     return _Side(features, labels, size)
 

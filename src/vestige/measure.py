@@ -119,13 +119,13 @@ def _per_class(
 
 def _curve(m: Floats, n: Floats) -> RocCurve:
     curve = metrics.roc(m, n).thinned(300)
-    low, high = curve.band()
+    low, high = metrics.tpr_band(m, n, curve.fpr)
     return RocCurve(
         fpr=tuple(curve.fpr.tolist()),
         tpr=tuple(curve.tpr.tolist()),
-        low=tuple(low.tolist()),
-        high=tuple(high.tolist()),
-        method="Clopper-Pearson, 95%, at each threshold taken as fixed",
+        low=tuple(np.minimum(low, curve.tpr).tolist()),
+        high=tuple(np.maximum(high, curve.tpr).tolist()),
+        method="order statistics of non-members, then Clopper-Pearson, 95%, at each rate alone",
     )
 
 

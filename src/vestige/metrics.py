@@ -40,6 +40,7 @@ __all__ = [
     "rate_difference",
     "roc",
     "tpr_at_fpr",
+    "tpr_band",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -498,6 +499,26 @@ def tpr_at_fpr(
             "tpr_high": float(tpr_high),
         },
     )
+
+
+def tpr_band(
+    member_scores: npt.ArrayLike,
+    nonmember_scores: npt.ArrayLike,
+    fpr: npt.ArrayLike,
+    *,
+    level: float = 0.95,
+) -> tuple[Floats, Floats]:
+    """Pointwise intervals `(low (k,), high (k,))` of the TPR at the true FPRs `fpr (k,)`.
+
+    Those of `tpr_at_fpr`, for drawing: point by point and not for the whole curve at once. Rates
+    nearer to 0 or 1 than half a non-member take the interval there.
+    """
+    members, nonmembers = _sides(member_scores, nonmember_scores)
+    descending = np.sort(nonmembers)[::-1]
+    edge = 1 / (2 * len(nonmembers))
+    rates = np.clip(np.asarray(fpr, dtype=np.float64), edge, 1 - edge)
+    bounds = np.array([_tpr_bounds(members, descending, float(f), level) for f in rates])
+    return bounds[:, 0], bounds[:, 1]
 
 
 def _next_above(values: Floats, bound: float) -> float:

@@ -319,13 +319,29 @@ def _numbers(table: Any, what: str) -> Floats:
 
 
 def log_of_probabilities(table: Any, floor: float = FLOOR) -> Floats:
-    """Log of checked probabilities, each floored once and the row renormalized."""
+    """Log of checked probabilities, normalized; zeros are raised to the floor."""
     return _floored(checked_probabilities(table), floor)
 
 
 def _floored(table: Floats, floor: float) -> Floats:
-    array = np.maximum(table, floor)
-    return np.asarray(np.log(array / array.sum(axis=1, keepdims=True)))
+    """Logs of probabilities whose zeros, and only they, are raised.
+
+    The largest of a row is taken as one minus the others: near 1 it has no digits left to say by
+    how much it misses it, and they do.
+    """
+    least = np.minimum(floor, np.where(table > 0, table, np.inf).min(axis=1, keepdims=True))
+    array = np.where(table > 0, table, least)
+    logs = np.log(array / array.sum(axis=1, keepdims=True))
+    top = array.argmax(axis=1)[:, None]
+    largest = np.take_along_axis(array, top, axis=1)
+    np.put_along_axis(array, top, 0.0, axis=1)
+    rest = array.sum(axis=1, keepdims=True)
+    # rows that sum to one only roughly are normalized, so that their largest stays the largest
+    exact = np.abs(1 - rest - largest) <= 1e-6 * largest
+    np.put_along_axis(array, top, 1.0, axis=1)
+    sharp = np.log(array)
+    np.put_along_axis(sharp, top, np.log1p(-np.minimum(rest, 0.999)), axis=1)
+    return np.asarray(np.where(exact, sharp, logs))
 
 
 class EstimatorModel:
@@ -334,9 +350,9 @@ class EstimatorModel:
     Args:
         estimator: fitted, with `predict_proba`.
         n_classes: classes in the whole problem; by default those the estimator has seen.
-        floor: smallest probability an answer is given. By default half of the estimator's own
-            resolution where it counts votes (1 / (2 n_estimators) for forests and bagging, so
-            that "no tree" and "one tree" are as far apart as "one" and "three"), else 1e-12.
+        floor: added to every probability, which is then normalized. By default half a vote where
+            the estimator counts votes (1 / (2 n_estimators) for forests and bagging: the estimate
+            of Krichevsky & Trofimov 1981); else nothing is added, and zeros become 1e-12.
     """
 
     def __init__(
@@ -370,7 +386,11 @@ class EstimatorModel:
         table = np.zeros((len(x), self._n_classes))
         table[:, self._columns] = self._ask(np.asarray(x).reshape(len(x), -1))
         self._n_queries += len(x)
-        return log_of_probabilities(table, self._floor)
+        if self._floor is None:
+            return log_of_probabilities(table)
+        # the same for every class and record: no two records change places
+        table = checked_probabilities(table) + self._floor
+        return np.asarray(np.log(table / table.sum(axis=1, keepdims=True)))
 
     def same_meaning(self, records: Records) -> None:
         """Nothing, where the records' classes and columns are in the estimator's order.
@@ -426,14 +446,14 @@ def _class_columns(classes: Any) -> NDArray[np.int64]:
     return np.arange(len(array), dtype=np.int64)
 
 
-def _vote_floor(estimator: Any) -> float:
+def _vote_floor(estimator: Any) -> float | None:
     votes = getattr(estimator, "estimators_", None)
     averages = type(estimator).__name__ in (
         "RandomForestClassifier",
         "ExtraTreesClassifier",
         "BaggingClassifier",
     )
-    return 1 / (2 * len(votes)) if averages and votes is not None else FLOOR
+    return 1 / (2 * len(votes)) if averages and votes is not None else None
 
 
 class Predictions:

@@ -429,7 +429,13 @@ class Split:
         sides = [members, nonmembers] + ([population] if population is not None else [])
         pairs = [_pair(side) for side in sides]
         known = [side for side in sides if isinstance(side, Records)]
-        classes = classes or next((r.classes for r in known if r.classes), ())
+        named = sorted({r.classes for r in known if r.classes})
+        if len(named) > 1 and not classes:
+            raise InvalidInput(
+                f"expected the same classes on all sides, got {', '.join(named[0][:6])} and "
+                f"{', '.join(named[1][:6])}; encode the labels of all sides together"
+            )
+        classes = classes or (named[0] if named else ())
         labels, names = encode_labels(_joined_labels([y for _, y in pairs]), classes)
         names = tuple(classes) or names
         parts, start = [], 0
@@ -484,6 +490,13 @@ class Split:
         if len(shapes) > 1:
             return [
                 f"expected records of one shape, got {sorted(shapes)}; prepare both sides alike"
+            ]
+        classes = {side.classes for _, side in sides if len(side) and side.classes}
+        if len(classes) > 1:
+            return [
+                "expected the same classes in the same order on all sides, got "
+                + " and ".join(", ".join(c[:6]) for c in sorted(classes)[:2])
+                + "; encode the labels of all sides together"
             ]
         columns = {side.columns for _, side in sides if len(side) and side.columns}
         if len(columns) > 1:

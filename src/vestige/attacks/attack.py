@@ -31,6 +31,7 @@ class About:
         knowledge: what else the adversary must have.
         needs_models: whether `known` must hold reference models.
         needs_population: whether `known` must hold records beside the candidates.
+        needs_features: whether it reads the records themselves, which a table does not have.
     """
 
     title: str
@@ -40,6 +41,7 @@ class About:
     knowledge: str
     needs_models: bool = False
     needs_population: bool = False
+    needs_features: bool = False
 
 
 class Attack(Protocol[H]):

@@ -75,6 +75,7 @@ class QuantileRegression:
         access="class probabilities",
         knowledge="the record and its label; a population of non-members",
         needs_population=True,
+        needs_features=True,
     )
 
     def __post_init__(self) -> None:
