@@ -33,8 +33,9 @@ $(VENV)/bin/python:
 	  { echo "expected Python 3.11 or newer, got $$($(PYTHON) --version); set PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# the CPU build of torch that constraints.txt names keeps an install at a few hundred megabytes
+# constraints.txt names what resolves together and was run
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo 'installing vestige and what it needs into $(VENV) (a minute or two, once)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 

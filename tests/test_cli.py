@@ -71,7 +71,7 @@ def test_help(vestige_command: Vestige, words):
 def test_no_command_is_answered_with_help(vestige_command: Vestige, words):
     ran = vestige_command(*words)
     assert ran.code == 2 and not ran.out
-    assert ran.err.startswith("Usage:") and "Commands:" in ran.err and "\n" in ran.err.strip()
+    assert "Usage:" in ran.err and "Commands" in ran.err and "\n" in ran.err.strip()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
+from scipy.stats import rankdata
 from sklearn.compose import ColumnTransformer
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
@@ -385,7 +386,9 @@ Y = np.random.default_rng(1).integers(0, 3, 37)
 def test_answers_are_those_of_the_estimator():
     fitted = LogisticRegression().fit(X, Y)
     model = EstimatorModel(fitted)
-    np.testing.assert_allclose(np.exp(model.log_probabilities(X)), fitted.predict_proba(X))
+    np.testing.assert_allclose(
+        np.exp(model.log_probabilities(X)), fitted.predict_proba(X), rtol=1e-6
+    )
     model.log_probabilities(X[:5])
     assert model.n_queries == 42
 
@@ -420,15 +423,36 @@ def test_an_estimator_of_one_class_is_sure_of_that_class():
         assert got.shape == (37, 2) and (got.argmax(axis=1) == only).all()
 
 
-def test_a_forest_is_floored_at_half_a_vote():
+def test_a_forest_is_given_half_a_vote_for_every_class():
     fitted = RandomForestClassifier(20, random_state=0).fit(X, Y)
     got = np.exp(EstimatorModel(fitted).log_probabilities(X))
     votes = fitted.predict_proba(X)
-    want = np.maximum(votes, 1 / 40)
-    np.testing.assert_allclose(got, want / want.sum(axis=1, keepdims=True))
+    want = (20 * votes + 0.5) / (20 + 3 / 2)  # Krichevsky and Trofimov
+    np.testing.assert_allclose(got, want)
     assert (votes == 0).any()
+    # the order of records by each class's probability is the forest's own, ties included
+    for mine, theirs in zip(got.T, votes.T, strict=True):
+        np.testing.assert_array_equal(rankdata(mine.round(12)), rankdata(theirs.round(12)))
     given = np.exp(EstimatorModel(fitted, floor=1e-3).log_probabilities(X))
     np.testing.assert_allclose(given.min(), 1e-3, rtol=0.01)
+
+
+def test_only_zeros_of_a_table_are_raised():
+    table = np.array([[1.0, 0.0, 0.0], [1 - 3e-20, 1e-20, 2e-20], [0.5, 0.5 - 1e-13, 1e-13]])
+    got = log_of_probabilities(table)
+    np.testing.assert_allclose(got[0, 1:], math.log(FLOOR))
+    np.testing.assert_allclose(got[1], [-3e-20, math.log(1e-20), math.log(2e-20)], rtol=1e-12)
+    np.testing.assert_allclose(got[2], np.log(table[2]), rtol=1e-9)
+
+
+def test_a_saturated_model_and_its_table_give_the_same_losses():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 12, size=(500, 4))
+    of_logits = Predictions(logits=logits)
+    rows = np.arange(500)[:, None]
+    logs = of_logits.log_probabilities(rows)
+    of_table = Predictions(probabilities=np.exp(logs)).log_probabilities(rows)
+    np.testing.assert_allclose(of_table, logs, rtol=1e-9, atol=1e-300)
 
 
 def test_a_pipeline_fitted_on_a_frame_is_asked_without_warning():
@@ -436,7 +460,7 @@ def test_a_pipeline_fitted_on_a_frame_is_asked_without_warning():
     picked = ColumnTransformer([("scale", StandardScaler(), ["a", "c"])])
     fitted = make_pipeline(picked, LogisticRegression()).fit(frame, Y)
     got = EstimatorModel(fitted).log_probabilities(X)  # warnings are errors here
-    np.testing.assert_allclose(np.exp(got), fitted.predict_proba(frame))
+    np.testing.assert_allclose(np.exp(got), fitted.predict_proba(frame), rtol=1e-6)
 
 
 def test_pictures_are_flattened_for_estimators():

@@ -460,7 +460,7 @@ def test_empty_and_one_class_sides_are_refused():
     (x, y), (z, w) = sides()
     with pytest.raises(InvalidInput, match="at least one of the non-members, got none"):
         Split.from_arrays((x, y), (z[:0], w[:0]))
-    with pytest.raises(InvalidInput, match="at least two classes, got only 1"):
+    with pytest.raises(InvalidInput, match="at least two classes, got only class 1"):
         Split.from_arrays((x, np.ones(6, int)), (z, np.ones(6, int)))
     with pytest.raises(InvalidInput, match="one shape"):
         Split.from_arrays((x, y), (z[:, :1], w))

@@ -124,7 +124,7 @@ ROWS: dict[str, Row] = {
     "one class": (
         lambda: vs.Split.from_arrays((X[:40], Y[:40] * 0), (X[40:], Y[40:] * 0)),
         "expected at least two classes",
-        "got only 0",
+        "got only class 0",
         "membership of a one-class model cannot be read",
     ),
     "too few records": (

@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "member 2": ({"member": np.arange(N) % 3}, "0 or 1 in member, got [0, 1, 2]"),
     "only members": ({"member": np.ones(N, int)}, "at least one of the non-members, got none"),
     "no members": ({"member": np.zeros(N, int)}, "at least one of the members, got none"),
-    "one class": ({"labels": np.ones(N, int)}, "at least two classes, got only 1"),
+    "one class": ({"labels": np.ones(N, int)}, "at least two classes, got only class 1"),
     "ids twice": ({"ids": np.arange(N) // 2}, "unique ids"),
     "members owned": ({"population": np.arange(N) % 2}, "15 members in it"),
     "too few names": (

@@ -20,8 +20,9 @@ import vestige
 from vestige import measure, metrics
 from vestige.attacks import STANDARD
 from vestige.attacks.attack import Attack
-from vestige.errors import ForeignFolder, InvalidInput, MissingModels, PlanError
+from vestige.errors import DamagedFile, ForeignFolder, InvalidInput, MissingModels, PlanError
 from vestige.exchangeability import Exchangeability, exchangeability
+from vestige.metrics import Estimate
 from vestige.models import (
     BlackBox,
     EstimatorModel,
@@ -44,12 +45,16 @@ from vestige.report import (
     verdict,
 )
 from vestige.scores import Scores
+from vestige.signals import correctness
 from vestige.training.fingerprint import fingerprint
 from vestige.training.many import Progress, half_and_half, quiet, train_many
 from vestige.training.recipe import Recipe
 from vestige.training.store import Store, write_atomically
 
 __all__ = ["Plan", "audit", "run"]
+
+UNLIKE = 0.1
+"""Difference in accuracy from which reference models are said to be unlike the target."""
 
 FEWEST = 10
 """Records a side below which nothing can be said."""
@@ -92,6 +97,7 @@ class Plan:
         image: shape of a picture where records are pictures, for example (8, 8).
         known: reference models that were trained elsewhere, instead of `recipe`.
         command: the shell command that repeats this audit.
+        show_records: whether the report shows the exposed records themselves, beside their ids.
     """
 
     split: Split
@@ -106,6 +112,7 @@ class Plan:
     image: tuple[int, ...] = ()
     known: Pool[BlackBox] | None = None
     command: str = ""
+    show_records: bool = True
 
 
 def audit(
@@ -120,6 +127,7 @@ def audit(
     name: str = "audit",
     image: tuple[int, ...] = (),
     known: Pool[BlackBox] | None = None,
+    show_records: bool = True,
     fresh: bool = False,
     progress: Progress = quiet,
     tell: Tell = silent,
@@ -134,6 +142,10 @@ def audit(
         attacks: "standard", some of its names, or attacks by names of your own.
         seed: two audits with equal seeds give equal numbers.
         out: folder for models and report; with it, an interrupted audit resumes.
+        name: of the audit, the title of its report.
+        image: shape of a picture where records are pictures, for example (28, 28).
+        known: reference models that were trained elsewhere, instead of `recipe`.
+        show_records: whether the report shows the exposed records, beside their ids.
         fresh: discard what another audit left in `out`.
         progress: called with a label, the number done and the total.
         tell: called with a sentence for the terminal.
@@ -146,7 +158,18 @@ def audit(
         PlanError: what was asked cannot be done; ForeignFolder: `out` holds another audit.
         StoreError: the disk is full; what was finished is kept.
     """
-    plan = Plan(split, target, recipe, references, attacks, seed, name, image=image, known=known)
+    plan = Plan(
+        split,
+        target,
+        recipe,
+        references,
+        attacks,
+        seed,
+        name,
+        image=image,
+        known=known,
+        show_records=show_records,
+    )
     return run(plan, out, fresh=fresh, progress=progress, tell=tell)
 
 
@@ -175,7 +198,9 @@ def run(
     findings, scores, failed = _run_attacks(
         plan, attacks, target, candidates, pool, seeds[3], progress
     )
-    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool)]
+    described = _described(plan, target, candidates, answers)
+    accuracies = (described.accuracy_members, described.accuracy_nonmembers)
+    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool, accuracies)]
     # where the sides differ without the model, a high score says nothing about membership
     shown = None if alike.passed is False else _exposing(scores)
     exposed = (
@@ -184,7 +209,7 @@ def run(
             scores[shown],
             plan.split,
             image=plan.image,
-            previews=not isinstance(target, Predictions),
+            previews=plan.show_records and not isinstance(target, Predictions),
         )
         if shown
         else None
@@ -193,7 +218,7 @@ def run(
     report = Report(
         name=plan.name,
         verdict=verdict(findings, exchangeability=alike, warnings=warnings, exposed=exposed),
-        target=_described(plan, target, candidates, answers),
+        target=described,
         data=_data(plan, note),
         exchangeability=alike,
         findings=tuple(findings),
@@ -290,6 +315,11 @@ def _check(plan: Plan) -> None:
         raise PlanError(f"expected a seed from 0, got {plan.seed}")
     if plan.target is None and plan.recipe is None:
         raise PlanError("expected a target, or a recipe to train one with; got neither")
+    if plan.recipe is not None and getattr(plan.recipe, "key", None) is None:
+        raise PlanError(
+            "expected a TorchRecipe, EstimatorRecipe or FunctionRecipe as the recipe, got "
+            f"{type(plan.recipe).__name__}; wrap it, for example EstimatorRecipe(estimator)"
+        )
     counts = {"members": len(plan.split.members), "non-members": len(plan.split.nonmembers)}
     few = [f"{count} {side}" for side, count in counts.items() if count < FEWEST]
     if few:
@@ -340,9 +370,13 @@ def _opened(plan: Plan, out: Path, fresh: bool, tell: Tell) -> Store:
         path.unlink(missing_ok=True)
     if path.exists():
         try:
-            found = json.loads(path.read_text()).get("plan")
-        except (ValueError, AttributeError, OSError):
-            found = None
+            found = json.loads(path.read_text())["plan"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise DamagedFile(
+                f"expected to read in {path} whose audit this folder holds, but it is damaged "
+                f"({type(error).__name__}); choose another folder, or discard what is there with "
+                "--fresh (fresh=True)"
+            ) from None
         if found != asked["plan"]:
             raise ForeignFolder(
                 f"expected {out} to be empty or to hold this audit, but it holds another one "
@@ -550,7 +584,11 @@ def _whole(scores: Scores, split: Split) -> Scores:
 
 
 def _warnings(
-    plan: Plan, findings: Sequence[Finding], alike: Exchangeability, pool: Pool[BlackBox]
+    plan: Plan,
+    findings: Sequence[Finding],
+    alike: Exchangeability,
+    pool: Pool[BlackBox],
+    accuracies: tuple[Estimate, Estimate],
 ) -> list[ReportWarning]:
     found = []
     n_members, n_nonmembers = len(plan.split.members), len(plan.split.nonmembers)
@@ -595,6 +633,9 @@ def _warnings(
                 f"{n_members} members given here; they imitate it less well.",
             )
         )
+    unlike = _unlike(plan, pool, accuracies)
+    if unlike:
+        found.append(ReportWarning("reference_accuracy", unlike))
     if any(f.metrics["epsilon_lower_bound"].value for f in findings):
         found.append(
             ReportWarning(
@@ -604,6 +645,27 @@ def _warnings(
             )
         )
     return found
+
+
+def _unlike(plan: Plan, pool: Pool[BlackBox], accuracies: tuple[Estimate, Estimate]) -> str:
+    """Where reference models learn otherwise than the target did, a sentence, else ''."""
+    if not len(pool.models):
+        return ""
+    candidates = plan.split.candidates
+    right = pool.signals(correctness, candidates)
+    inside = pool.trained_on(candidates.ids)
+    if inside.all() or not inside.any():
+        return ""
+    own, others = float(right[inside].mean()), float(right[~inside].mean())
+    members, nonmembers = (accuracy.value or 0.0 for accuracy in accuracies)
+    if max(abs(own - members), abs(others - nonmembers)) <= UNLIKE:
+        return ""
+    return (
+        f"Reference models are right on {own:.0%} of the records they were trained on and "
+        f"{others:.0%} of the others, the target on {members:.0%} and {nonmembers:.0%}: "
+        "the recipe does not train like the target, and the attacks that use it are weaker than "
+        "they would be."
+    )
 
 
 def _described(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Shows what training leaves behind in a model.",
 )
-data = typer.Typer(no_args_is_help=True, help="The data sets that audits can use.")
+data = typer.Typer(no_args_is_help=True, help="Data sets: list them, fetch them, find them.")
 app.add_typer(data, name="data")
 
 Out = Annotated[Path, typer.Option(help="Folder for models, signals and the report.")]
@@ -83,7 +84,8 @@ def audit(
         str,
         typer.Argument(
             help="digits, adult, breast_cancer, location30, mnist, cifar10, a PLAN.toml, or "
-            "package.module:function."
+            "package.module:function.",
+            show_default=False,
         ),
     ] = "digits",
     out: Annotated[
@@ -92,14 +94,23 @@ def audit(
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     references: Annotated[int | None, typer.Option(help="Reference models, even.")] = None,
     attacks: Attacks = "",
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu (the default), cuda or auto.", show_default=False)
+    ] = "cpu",
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what is in the folder.")] = False,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Open pickled models that you made yourself.")
     ] = False,
+    no_records: Annotated[
+        bool, typer.Option("--no-records", help="Leave the exposed records out of the report.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what a model gives away about the records it was trained on."""
+    """Measure what a model gives away about the records it was trained on.
+
+    PLAN is digits (the default), adult, breast_cancer, location30, mnist, cifar10, a PLAN.toml, or
+    package.module:function for a function that returns a vestige.Plan.
+    """
     from dataclasses import replace
 
     from vestige.plans import plan_of
@@ -110,11 +121,11 @@ def audit(
             "audit", plan, attacks, made.seed, made.references, device, trust_pickle
         )
     }
+    if no_records:
+        changes["show_records"] = False
     if attacks:
         changes["attacks"] = _names(attacks)
-    _run(
-        replace(_on_device(made, device), **changes), out or Path("runs") / made.name, fresh, quiet
-    )
+    _run(replace(_on_device(made, device), **changes), out or _folder(made.name), fresh, quiet)
 
 
 @app.command()
@@ -123,12 +134,15 @@ def predictions(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report; runs/NAME by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything random.", show_default=False)] = 0,
     attacks: Attacks = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what is in the folder.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Audit a table of predictions: no model at all."""
+    """Audit a table of predictions: no model at all.
+
+    FILE is an .npz, .csv or .parquet with p0, p1, ... (or logit0, ...), label and member (0 or 1).
+    """
     from dataclasses import replace
 
     from vestige.tables import plan_of_table
@@ -137,7 +151,7 @@ def predictions(
     changes: dict[str, Any] = {"command": _command("predictions", str(file), attacks, seed)}
     if attacks:
         changes["attacks"] = _names(attacks)
-    _run(replace(made, **changes), out or Path("runs") / made.name, fresh, quiet)
+    _run(replace(made, **changes), out or _folder(made.name), fresh, quiet)
 
 
 @app.command()
@@ -155,10 +169,17 @@ def gate(
         list[str] | None, typer.Option(help="METRIC=LIMIT, for example tpr@0.01=0.05; repeatable.")
     ] = None,
     bound: Annotated[
-        str, typer.Option(help="What is compared: the value, or its low or high bound.")
+        str,
+        typer.Option(
+            help="What is compared: value (the default), or its low or high bound.",
+            show_default=False,
+        ),
     ] = "value",
 ) -> None:
-    """Exit with 1, and say what broke, where a measured leakage exceeds a limit."""
+    """Exit with 1, and say what broke, where a measured leakage exceeds a limit.
+
+    Without --max the limits are auc=0.6 and tpr@0.01=0.1.
+    """
     from vestige.report import DEFAULT_LIMITS, Report
     from vestige.report import gate as check
 
@@ -219,6 +240,11 @@ def _run(plan: Any, out: Path, fresh: bool, quiet: bool) -> None:
         made = run(plan, out, fresh=fresh, progress=progress, tell=progress.tell)
     print(made)
     print(f"\n{out / 'report.html'}")
+
+
+def _folder(name: str) -> Path:
+    """runs/NAME, whatever characters the name has."""
+    return Path("runs") / (re.sub(r"[^\w.-]+", "-", name).strip(".-") or "audit")
 
 
 def _names(attacks: str) -> Any:

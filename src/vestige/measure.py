@@ -160,7 +160,7 @@ def exposed(
 
     Args:
         image: (height, width[, 3]) or (channels, height, width) where records are pictures.
-        previews: whether to show the records themselves.
+        previews: whether to show the exposed records themselves; the others never are.
     """
     tested, p = exposure(scores, split)
     usual = None if image or not previews else _usual(split.members)
@@ -179,7 +179,9 @@ def exposed(
             p_value=float(p[i]),
             q_value=float(q[i]),
             exposed=bool(called[i]),
-            preview=_preview(records, place[identity], image, usual) if previews else None,
+            preview=(
+                _preview(records, place[identity], image, usual) if previews and called[i] else None
+            ),
         )
         for i, identity in ((i, tested.ids[i].item()) for i in order)
     )
@@ -188,7 +190,10 @@ def exposed(
         fdr=FDR,
         n_exposed=int(called.sum()),
         n_tested=len(tested),
-        method="rank among the non-members (conformal p-value), Benjamini-Hochberg",
+        method=(
+            "rank among the non-members (conformal p-value, at least "
+            f"1/{len(scores) - len(tested) + 1}), Benjamini-Hochberg"
+        ),
         expected_false=float(FDR * called.sum()),
         records=shown,
     )

@@ -45,6 +45,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 
+NOT_ATTAINABLE = "not attainable"
 FIXED = "fixed"
 SAME_RECORDS = "the same records"
 CALIBRATION_HALF = "other records (calibration half)"
@@ -482,6 +483,13 @@ def tpr_at_fpr(
             chosen_on=SAME_RECORDS,
         )
     descending = np.sort(nonmembers)[::-1]
+    tied = int((nonmembers == max(members.max(), descending[0])).sum())
+    if tied > allowed:
+        return _missing(
+            f"{NOT_ATTAINABLE}: {tied} of {n_nonmembers} non-members share the highest score, and "
+            f"an FPR of {fpr:g} allows {allowed}",
+            chosen_on=SAME_RECORDS,
+        )
     threshold = _next_above(np.concatenate([members, nonmembers]), descending[allowed])
     hits = int((members >= threshold).sum())
     low, high = _tpr_bounds(members, descending, fpr, level)

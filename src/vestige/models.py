@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vestige.errors import DamagedFile, InvalidInput
+from vestige.errors import DamagedFile, InvalidInput, MissingExtra
 from vestige.records import Records
 
 __all__ = [
@@ -247,7 +247,11 @@ def _to_log_probabilities(raw: Tensor, outputs: Outputs | None, rounding: float 
 def _normalized(raw: Tensor) -> Floats:
     if raw.ndim == 1:
         return np.asarray(nn.functional.logsigmoid(torch.stack([-raw, raw], dim=1)).numpy())
-    return np.asarray(torch.log_softmax(raw, dim=1).numpy())
+    # not log_softmax: of a confident answer it keeps no digits below 1e-16, and losses would tie
+    gap = raw - raw.amax(dim=1, keepdim=True)
+    top = raw.argmax(dim=1, keepdim=True)
+    rest = gap.exp().scatter(1, top, 0.0).sum(dim=1, keepdim=True)
+    return np.asarray((gap - torch.log1p(rest)).numpy())
 
 
 def _of_log_probabilities(raw: Tensor, rounding: float) -> Floats:
@@ -416,9 +420,7 @@ class EstimatorModel:
         names = getattr(self.estimator, "feature_names_in_", None)
         if names is not None and len(names) == x.shape[1]:
             # fitted on a frame: asked with a frame, or scikit-learn warns on every call
-            import pandas
-
-            x = pandas.DataFrame(x, columns=names)
+            x = named_columns(x, names)
         try:
             return np.asarray(self.estimator.predict_proba(x))
         except ValueError as error:
@@ -426,6 +428,23 @@ class EstimatorModel:
                 f"expected records that the estimator takes, got shape {x.shape} which it "
                 f"refused ({first_line(error)}); reshape or encode the inputs"
             ) from error
+
+
+def named_columns(x: NDArray[Any], names: Sequence[str]) -> Any:
+    """Rows as a frame with these columns, for what picks columns by name; without names as is.
+
+    Raises:
+        MissingExtra: there are names, and no pandas.
+    """
+    if not len(names):
+        return x
+    try:
+        import pandas
+    except ImportError:
+        raise MissingExtra(
+            "expected pandas, which records with named columns need; run `pip install pandas`"
+        ) from None
+    return pandas.DataFrame(x, columns=list(names))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -508,7 +508,7 @@ class Split:
         labels = np.union1d(self.members.y, self.nonmembers.y)
         if len(labels) < 2:
             found.append(
-                f"expected at least two classes, got only {labels[0]}; membership of a "
+                f"expected at least two classes, got only class {labels[0]}; membership of a "
                 "one-class model cannot be read from its answers"
             )
         found += [] if any(found) else self._overlap()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from vestige.errors import PlanError
-from vestige.metrics import Estimate
+from vestige.metrics import NOT_ATTAINABLE, Estimate
 from vestige.report.report import Finding, Report
 from vestige.report.wording import number
 
@@ -46,7 +46,8 @@ def gate(
             excess is beyond doubt; "high" passes only where the absence of one is.
 
     A metric that could not be measured is a violation, with its reason: what is not known is not
-    below a limit. Raises `PlanError` for a metric that no finding has.
+    below a limit. So is a failed exchangeability check. A rate that an attack cannot attain, since
+    its scores tie, is none. Raises `PlanError` for a metric that no finding has.
     """
     limits = DEFAULT_LIMITS if limits is None else limits
     if bound not in ("value", "low", "high"):
@@ -54,6 +55,11 @@ def gate(
     _refuse_unknown(limits, report.findings)
     if not report.findings:
         return ["no attack was run, so that no limit can be checked"]
+    if report.exchangeability.passed is False:
+        return [
+            "members and non-members differ without the model (AUC "
+            f"{_shown(report.exchangeability.auc, 'value')}), so that no limit can be checked"
+        ]
     violations = (
         _violation(finding, metric, limit, bound)
         for finding in report.findings
@@ -77,6 +83,8 @@ def _violation(finding: Finding, metric: str, limit: float, bound: Bound) -> str
     estimate = finding.metrics.get(metric)
     if estimate is None:
         return f"{finding.attack}: {metric} was not measured"
+    if estimate.reason.startswith(NOT_ATTAINABLE):
+        return ""  # an attack that cannot accuse so few recognizes nobody there
     measured = _bounded(estimate, bound)
     if measured is None:
         return f"{finding.attack}: {metric} is not known: {estimate.reason or 'no ' + bound}"

@@ -171,8 +171,8 @@ def _meaning(finding: Finding) -> str:
 
 
 def _who(threat: ThreatModel) -> str:
-    trains = f" and trains {plural(threat.n_models, 'model')} of their own"
-    return f"Someone who sees the model's {threat.access}{trains if threat.n_models else ''}"
+    trains = f", and who trains {plural(threat.n_models, 'model')} of their own,"
+    return f"Someone to whom the model shows {threat.access}{trains if threat.n_models else ''}"
 
 
 def _recognizes(finding: Finding) -> str:
@@ -191,7 +191,7 @@ def _exposed(exposed: ExposedRecords | None) -> list[str]:
         return []
     return [
         f"{plural(exposed.n_exposed, 'member')} of {exposed.n_tested:,} tested are recognized one "
-        f"by one, with about {percent(exposed.fdr)} of these calls expected to be wrong."
+        f"by one, of whom about {percent(exposed.fdr)} may stand out by luck."
     ]
 
 

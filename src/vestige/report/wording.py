@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from vestige.metrics import Estimate
+from vestige.metrics import NOT_ATTAINABLE, Estimate
 
 if TYPE_CHECKING:
     from vestige.report.report import Finding, Report
@@ -48,7 +48,8 @@ def estimate(estimate: Estimate, *, as_percent: bool = False) -> str:
 def estimate_parts(estimate: Estimate, *, as_percent: bool = False) -> tuple[str, str]:
     """The value and its interval apart, the interval without its brackets and "" if none."""
     if estimate.value is None:
-        return UNRESOLVED, ""
+        tied = estimate.reason.startswith(NOT_ATTAINABLE)
+        return NOT_ATTAINABLE if tied else UNRESOLVED, ""
     decimals = _decimals(estimate, as_percent)
     low, value, high = (
         percent(v, decimals) if as_percent else number(v, decimals)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vestige.errors import DamagedFile, InvalidInput
-from vestige.models import BlackBox, EstimatorModel, TorchModel, default_logits
+from vestige.models import BlackBox, EstimatorModel, TorchModel, default_logits, named_columns
 from vestige.records import Records
 from vestige.training.fingerprint import fingerprint
 
@@ -246,7 +246,7 @@ class EstimatorRecipe:
         estimator.set_params(**{n: int(s >> 1) for n, s in zip(named, states, strict=True)})
         x = np.asarray(records.x[:]).reshape(len(records), -1)
         try:
-            estimator.fit(x, records.y)
+            estimator.fit(named_columns(x, records.columns), records.y)
         except ValueError as error:
             raise InvalidInput(
                 f"expected records that {type(estimator).__name__} can be trained on, got "

@@ -45,7 +45,8 @@ def explained(path: Path) -> Iterator[None]:
             or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         )
         why = "no space is left there" if full else str(error)
-        cure = "make room" if full else "see to it"
+        taken = isinstance(error, (FileExistsError, NotADirectoryError, PermissionError))
+        cure = "make room" if full else "choose another folder" if taken else "see to it"
         raise StoreError(
             f"expected to write {path}, but {why}; what was finished is kept: {cure} and run the "
             "same command again"
