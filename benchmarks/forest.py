@@ -3,8 +3,8 @@
     python benchmarks/forest.py [--peer PYTHON]     PYTHON: an interpreter that has sacroml
 
 2,000 members, 2,000 non-members, 4 classes, 20 features, a forest of 100 trees, 32 reference
-models. Each side is one process; what is compared is its CPU time with that of its children, the
-import of the library included.
+models; each side writes its report. Each is one process; what is compared is its CPU time with that
+of its children, the import of the library included.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ target = Target(
     model=forest, dataset_name="synthetic",
     X_train=x[:2000], y_train=y[:2000], X_test=x[2000:], y_test=y[2000:],
 )
-attack = LIRAAttack(n_shadow_models=32, mode="online-carlini", output_dir="out", write_report=False)
+attack = LIRAAttack(n_shadow_models=32, mode="online-carlini", output_dir="out")
 attack.attack(target)
 found = attack.attack_metrics[0]
 print(json.dumps({

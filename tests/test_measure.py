@@ -154,9 +154,9 @@ def test_the_curve_is_what_a_loop_attains_and_lies_in_its_band():
     }
     assert set(zip(made.fpr, made.tpr, strict=True)) <= attained
     assert max(t for f, t in zip(made.fpr, made.tpr, strict=True) if f == 0) == 12 / 22
-    for low, tpr, high in zip(made.low, made.tpr, made.high, strict=True):
-        assert 0 <= low <= tpr <= high <= 1
-    assert min(high - low for low, high in zip(made.low[1:-1], made.high[1:-1], strict=True)) > 0
+    low, high = metrics.tpr_band(m, n, made.fpr)
+    assert made.low == tuple(np.minimum(low, made.tpr))
+    assert made.high == tuple(np.maximum(high, made.tpr))
 
 
 def counted(n, **where):

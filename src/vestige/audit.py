@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 
 import vestige
 from vestige import measure, metrics
@@ -22,7 +23,6 @@ from vestige.attacks import STANDARD
 from vestige.attacks.attack import Attack
 from vestige.errors import DamagedFile, ForeignFolder, InvalidInput, MissingModels, PlanError
 from vestige.exchangeability import Exchangeability, exchangeability
-from vestige.metrics import Estimate
 from vestige.models import (
     BlackBox,
     EstimatorModel,
@@ -45,7 +45,7 @@ from vestige.report import (
     verdict,
 )
 from vestige.scores import Scores
-from vestige.signals import correctness
+from vestige.signals import cross_entropy_loss, true_class_margin
 from vestige.training.fingerprint import fingerprint
 from vestige.training.many import Progress, half_and_half, quiet, train_many
 from vestige.training.recipe import Recipe
@@ -54,7 +54,7 @@ from vestige.training.store import Store, write_atomically
 __all__ = ["Plan", "audit", "run"]
 
 UNLIKE = 0.1
-"""Difference in accuracy from which reference models are said to be unlike the target."""
+"""Reference models whose mean probability of the right class differs by more are unlike it."""
 
 FEWEST = 10
 """Records a side below which nothing can be said."""
@@ -199,8 +199,8 @@ def run(
         plan, attacks, target, candidates, pool, seeds[3], progress
     )
     described = _described(plan, target, candidates, answers)
-    accuracies = (described.accuracy_members, described.accuracy_nonmembers)
-    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool, accuracies)]
+    sure = _sure(plan.split, candidates, answers)
+    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool, sure)]
     # where the sides differ without the model, a high score says nothing about membership
     shown = None if alike.passed is False else _exposing(scores)
     exposed = (
@@ -588,7 +588,7 @@ def _warnings(
     findings: Sequence[Finding],
     alike: Exchangeability,
     pool: Pool[BlackBox],
-    accuracies: tuple[Estimate, Estimate],
+    sure: tuple[float, float],
 ) -> list[ReportWarning]:
     found = []
     n_members, n_nonmembers = len(plan.split.members), len(plan.split.nonmembers)
@@ -633,9 +633,9 @@ def _warnings(
                 f"{n_members} members given here; they imitate it less well.",
             )
         )
-    unlike = _unlike(plan, pool, accuracies)
+    unlike = _unlike(plan, pool, sure)
     if unlike:
-        found.append(ReportWarning("reference_accuracy", unlike))
+        found.append(ReportWarning("reference_unlike", unlike))
     if any(f.metrics["epsilon_lower_bound"].value for f in findings):
         found.append(
             ReportWarning(
@@ -647,24 +647,36 @@ def _warnings(
     return found
 
 
-def _unlike(plan: Plan, pool: Pool[BlackBox], accuracies: tuple[Estimate, Estimate]) -> str:
-    """Where reference models learn otherwise than the target did, a sentence, else ''."""
+def _sure(split: Split, candidates: Records, answers: NDArray[np.float64]) -> tuple[float, float]:
+    """The target's mean probability of the right class, on members and on non-members."""
+    right = np.exp(-cross_entropy_loss(answers, candidates.y))
+    member = split.is_member(candidates.ids)
+    return float(right[member].mean()), float(right[~member].mean())
+
+
+def _unlike(plan: Plan, pool: Pool[BlackBox], sure: tuple[float, float]) -> str:
+    """Where reference models learn otherwise than the target did, a sentence, else ''.
+
+    Args:
+        sure: the probability that the target gives the right class, on average over members and
+            over non-members.
+    """
     if not len(pool.models):
         return ""
     candidates = plan.split.candidates
-    right = pool.signals(correctness, candidates)
+    # a signal that LiRA has read already: no model is asked again for this
+    right = expit(pool.signals(true_class_margin, candidates))
     inside = pool.trained_on(candidates.ids)
     if inside.all() or not inside.any():
         return ""
     own, others = float(right[inside].mean()), float(right[~inside].mean())
-    members, nonmembers = (accuracy.value or 0.0 for accuracy in accuracies)
-    if max(abs(own - members), abs(others - nonmembers)) <= UNLIKE:
+    if max(abs(own - sure[0]), abs(others - sure[1])) <= UNLIKE:
         return ""
     return (
-        f"Reference models are right on {own:.0%} of the records they were trained on and "
-        f"{others:.0%} of the others, the target on {members:.0%} and {nonmembers:.0%}: "
-        "the recipe does not train like the target, and the attacks that use it are weaker than "
-        "they would be."
+        f"Reference models give the right class a probability of {own:.0%} on records they were "
+        f"trained on and {others:.0%} on others, on average; the target {sure[0]:.0%} and "
+        f"{sure[1]:.0%}. The recipe does not train like the target, and attacks that use it are "
+        "weaker than they would be."
     )
 
 

@@ -107,7 +107,8 @@ def test_the_sentence_has_its_interval_and_the_meaning_a_person():
         "own, can tell members from non-members: shown one of each, they pick the member 71 times "
         "in 100. At the strictest setting measured this recognizes 12% (9% to 15%) of the members "
         "while wrongly accusing 1% of the non-members. 2 members of 500 tested are recognized one "
-        "by one, of whom about 5% may stand out by luck. One attack was tried; others may do better."
+        "by one, of whom about 5% may stand out by luck. One attack was tried; others may do "
+        "better."
     )
 
 
