@@ -375,6 +375,28 @@ def test_warnings_say_how_many():
     )
 
 
+@pytest.mark.parametrize(
+    ("trained", "others", "unlike"),
+    [(3.0, 3.0, False), (-3.0, 3.0, True), (3.0, -3.0, True)],
+)
+def test_references_may_be_unlike_the_target_on_either_side(trained, others, unlike):
+    """The target gives the label a logit of 3 on members and on non-members."""
+    plan = with_references(200)
+    member, everyone = plan.known.member, plan.known.records
+
+    def model(inside):
+        logits = np.zeros((len(everyone), 4))
+        rows = everyone.x[:, 0].astype(int)
+        logits[rows, everyone.y] = np.where(inside, trained, others)
+        return Table(logits)
+
+    logits = np.zeros((len(everyone), 4))
+    logits[everyone.x[:, 0].astype(int), everyone.y] = 3.0
+    known = replace(plan.known, models=[model(row) for row in member])
+    made = run(replace(plan, target=Table(logits), known=known))
+    assert ("reference_unlike" in codes(made)) is unlike
+
+
 def test_references_of_another_kind_are_noticed_end_to_end():
     split = random_split(200, 200)
     assert "reference_unlike" not in codes(spied(split)[3])

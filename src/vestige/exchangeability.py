@@ -102,10 +102,10 @@ def exchangeability(
     _comparable(sides)
     sizes = [side.size for side in sides]
     if sides[0].x is None and sides[0].y is None:
-        return _not_run("not checked: there are neither features nor labels to compare")
+        return _not_run("there are neither features nor labels to compare")
     if min(sizes) < MIN_RECORDS:
         return _not_run(
-            f"not checked: it takes at least {MIN_RECORDS} members and as many non-members, "
+            f"it takes at least {MIN_RECORDS} members and as many non-members, "
             f"got {sizes[0]} and {sizes[1]}"
         )
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ from outline import outline, read
 from vestige.exchangeability import Exchangeability
 from vestige.report import render
 from vestige.report.html import summary
+from vestige.report.wording import sentence
 
 REPORTS = {"small": small, "realistic": realistic, "hostile": hostile}
 GOLDEN = Path(__file__).parent / "golden"
@@ -153,9 +154,9 @@ def test_the_check_is_reported_in_each_of_its_three_outcomes():
     unknown = Exchangeability(unresolved("20 records"), None, "it takes 50 records a side.")
     assert "Yes, as far as can be told" in words(html("small"))
     text = words(render(replace(small(), exchangeability=failed(), warnings=())))
-    assert "No. A classifier that never saw the model" in text and "A check failed" in text
+    assert f"No. {sentence(failed().reason)}" in text and "A check failed" in text
     text = words(render(replace(small(), exchangeability=unknown)))
-    assert "This could not be checked: it takes 50 records a side." in text
+    assert "This is not known. It takes 50 records a side." in text
 
 
 def test_an_empty_report_is_a_page():

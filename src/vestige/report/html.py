@@ -21,6 +21,7 @@ from vestige.report.wording import (
     percent,
     plural,
     rate_name,
+    sentence,
     strongest_first,
 )
 
@@ -192,6 +193,7 @@ def _environment() -> "Environment":
         "percent": percent,
         "plural": plural,
         "rate_name": rate_name,
+        "sentence": sentence,
         "setting": _setting,
     }
     environment.tests["rate"] = _is_rate

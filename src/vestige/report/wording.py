@@ -8,7 +8,17 @@ from vestige.metrics import NOT_ATTAINABLE, Estimate
 if TYPE_CHECKING:
     from vestige.report.report import Finding, Report
 
-__all__ = ["as_text", "estimate", "number", "p_value", "percent", "rate_name", "strongest_first"]
+__all__ = [
+    "as_text",
+    "estimate",
+    "number",
+    "p_value",
+    "percent",
+    "plural",
+    "rate_name",
+    "sentence",
+    "strongest_first",
+]
 
 UNRESOLVED = "not resolvable"
 
@@ -82,6 +92,16 @@ def rate_name(metric: str) -> str:
     '0.1%'
     """
     return f"{100 * float(metric.removeprefix('tpr@')):g}%"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital and a full stop.
+
+    >>> sentence("nothing was found")
+    'Nothing was found.'
+    """
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) or not text else ".")
 
 
 def plural(count: int, noun: str) -> str:
