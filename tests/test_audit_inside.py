@@ -537,3 +537,17 @@ def test_exposed_records_are_the_members_in_front(seen):
     assert {r.id for r in made.records} <= set(split.members.ids.tolist())
     certain = round(report.target.accuracy_nonmembers.value * 40)
     assert [r.p_value for r in made.records] == pytest.approx(50 * [(1 + certain) / 41])
+
+
+def test_an_attack_need_not_be_a_dataclass():
+    class Plain:
+        about = vs.attacks.Loss.about
+
+        def run(self, target, candidates, known=None):
+            return vs.attacks.Loss().run(target, candidates, known)
+
+        def __repr__(self):
+            return "Plain()"
+
+    made = run(replace(quiet_plan(100, 100), attacks={"plain": Plain()}))
+    assert made.findings[0].config == {"attack": "Plain()"}

@@ -89,6 +89,8 @@ def _labels(scores: Scores, split: Split) -> NDArray[np.int64]:
 
 
 def _config(attack: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(attack):
+        return {"attack": repr(attack)}
     plain = (bool, int, float, str, type(None))
     values = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
     return {k: v if isinstance(v, plain) else repr(v) for k, v in values.items()}

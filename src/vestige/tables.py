@@ -10,7 +10,7 @@ optionally `id` and `population`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def plan_of_table(path: str | Path, *, seed: int = 0) -> Plan:
 
 def read_table(path: Path) -> Arrays:
     """The arrays of a table, by the names of the `.npz` form."""
-    readers = {".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
+    readers = {".npz": read_arrays, ".csv": _read_csv, ".parquet": _read_parquet}
     suffix = path.suffix.lower()
     if suffix not in readers:
         pickled = suffix in (".pkl", ".pickle", ".joblib", ".npy", ".pt")
@@ -102,19 +102,15 @@ def read_table(path: Path) -> Arrays:
     return arrays
 
 
-def _read_npz(path: Path) -> Arrays:
-    return read_arrays(path)
-
-
-def read_arrays(path: Path, names: Sequence[str] | None = None) -> Arrays:
-    """The arrays of an `.npz`, all or those named; nothing is unpickled.
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of an `.npz`; nothing is unpickled.
 
     Raises:
-        DamagedFile: it is no such file, or a named array is not in it.
+        DamagedFile: it is no such file.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in names or stored.files}
+            return {name: stored[name] for name in stored.files}
     except Exception as error:  # zipfile, zlib and NumPy each have their own for a damaged file
         pickled = "allow_pickle" in str(error)
         why = "it holds pickled objects, which are not read" if pickled else first_line(error)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vestige.attacks.attack import About, answers, population_of
 from vestige.errors import InvalidInput
+from vestige.metrics import rank_p_values
 from vestige.models import BlackBox
 from vestige.pool import Pool
 from vestige.records import Records
@@ -76,7 +77,7 @@ class Population:
         values, p_values = np.empty_like(losses), np.empty_like(losses)
         for group, background in self._groups(candidates.y, population.y):
             values[group] = -np.log(_share_below(losses[group], null[background]))
-            p_values[group] = _p_values(losses[group], null[background])
+            p_values[group] = rank_p_values(-losses[group], -null[background])
         return Scores(candidates.ids, values, p_values)
 
     def _groups(
@@ -89,18 +90,13 @@ class Population:
             for label in labels[counts >= self.min_per_class]:
                 groups.append((y == label, population_y == label))
                 left &= y != label
-        return [*groups, (left, np.ones(len(population_y), dtype=bool))]
+        groups.append((left, np.ones(len(population_y), dtype=bool)))
+        return [(group, background) for group, background in groups if group.any()]
 
 
 def _losses(target: BlackBox, records: Records) -> Floats:
     # a loss that rounded to zero (or below) is the smallest there is
     return np.maximum(cross_entropy_loss(answers(target, records), records.y), _TINY)
-
-
-def _p_values(losses: Floats, null: Floats) -> Floats:
-    """(1 + #{null <= loss}) / (1 + n): a small loss has a small p."""
-    n_below = np.searchsorted(np.sort(null), losses, side="right")
-    return np.asarray((1.0 + n_below) / (1.0 + len(null)))
 
 
 def _share_below(losses: Floats, null: Floats) -> Floats:

@@ -238,15 +238,10 @@ def epoch_bounds(n_records: int, batch_size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], n_records], strict=True))
 
 
-def epochs_of(rows: Index, recipe: TorchRecipe, order: np.random.Generator) -> Iterator[Index]:
-    """The rows in a new order for each epoch, without end."""
-    while True:
-        yield rows[order.permutation(len(rows))]
-
-
 def batches(rows: Index, recipe: TorchRecipe, order: np.random.Generator) -> Iterator[Index]:
     """Batches of rows, a new order each epoch, without end."""
-    for shuffled in epochs_of(rows, recipe, order):
+    while True:
+        shuffled = rows[order.permutation(len(rows))]
         for start, stop in epoch_bounds(len(rows), recipe.batch_size):
             yield shuffled[start:stop]
 
