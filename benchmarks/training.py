@@ -1,81 +1,120 @@
-"""A pool of reference models: `train_many` beside a plain loop, in one run.
+"""A pool of reference models: every way to train it beside a plain loop, in one run.
 
-    python benchmarks/training.py [--models K] [--epochs N]
+    python benchmarks/training.py [W1 W5 ...] [--models 1 8 32 128] [--seconds 4]
 
 The plain loop is what people write: a DataLoader, the default optimizer, one model after another.
-Workloads: W1, an Adult-sized MLP (104-10-5, tanh, SGD, batch 100), and W5, a digits-sized MLP
-(64-128-10, Adam, batch 32). Figures are CPU seconds of this process and their ratio.
+Each figure is the whole of `train_many`, its planning and probes included, on one thread, in a
+process of its own; ratios are CPU seconds a model and step against the plain loop's.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import time
-from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from tables import Table
+from workloads import WORKLOADS, Workload, ceilings, cost, flops, load, plain_loop
 
 import vestige as vs
-from vestige.training import MLP
 
-WORKLOADS: dict[str, tuple[int, int, vs.TorchRecipe]] = {
-    "W1 104-10-5-2": (
-        10_000,
-        2,
-        vs.TorchRecipe(MLP(104, 2, (10, 5), "tanh"), batch_size=100, lr=0.1),
-    ),
-    "W5 64-128-10": (
-        1_796,
-        10,
-        vs.TorchRecipe(MLP(64, 10), batch_size=32, optimizer="adam", lr=1e-3),
-    ),
-}
+PATHS = ("one by one", "torch.func", "explicit")
+LARGE = ("W2", "W3", "W4")
 
 
-def plain_loop(recipe: vs.TorchRecipe, records: vs.Records, member: np.ndarray) -> None:
-    for row in member:
-        net = recipe.build()
-        own = records[row]
-        data = TensorDataset(torch.from_numpy(own.x), torch.from_numpy(own.y))
-        loader = DataLoader(data, batch_size=recipe.batch_size, shuffle=True)
-        kind = torch.optim.SGD if recipe.optimizer == "sgd" else torch.optim.Adam
-        optimizer = kind(net.parameters(), lr=recipe.lr)
-        for _ in range(recipe.epochs):
-            for x, y in loader:
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(net(x), y).backward()
-                optimizer.step()
+def trained(recipe: vs.TorchRecipe, records: vs.Records, member: Any, path: str) -> str:
+    pool = vs.train_many(recipe, records, member, seed=0, path=path)
+    return str(pool.provenance["path"])
 
 
-def cpu_seconds(work: Callable[..., Any], *args: Any, **options: Any) -> tuple[float, Any]:
-    started = time.process_time()
-    made = work(*args, **options)
-    return time.process_time() - started, made
+def warm() -> None:
+    """What a process pays once, whatever it trains: imports."""
+    records = WORKLOADS["W5"].records(64)
+    for path in PATHS:
+        recipe = replace(WORKLOADS["W5"].recipe, steps=2)
+        trained(recipe, records, vs.half_and_half(2, 64, seed=0), path)
+
+
+def rows_of(workload: Workload, models: list[int], seconds: float, gflops: float) -> list[Any]:
+    """The plain loop, then each way at each number of models.
+
+    Args:
+        seconds: that the plain loop should take for two models.
+    """
+    records, step_flops = workload.records(), flops(workload)
+    few = replace(workload.recipe, steps=20)
+    pair = vs.half_and_half(2, len(records), seed=0)
+    short = cost(partial(plain_loop, few, records, pair))
+    steps = int(max(20, min(20 * 100, 20 * seconds / short.cpu)))
+    recipe = replace(workload.recipe, steps=steps)
+    plain = cost(partial(plain_loop, recipe, records, pair))
+    each = plain.cpu / 2 / steps
+    found = [
+        [workload.name, "plain loop", 1, steps, each * 1e6, plain.wall / 2 / steps * 1e6, 1.0]
+        + [step_flops / each / 1e9 / gflops, plain.memory]
+    ]
+    best = trained_by_rule(recipe, records)
+    for k in models:
+        member = vs.half_and_half(max(2, k), len(records), seed=0)[:k]
+        for path in PATHS:
+            if not worth(workload, path, k):
+                continue
+            made = cost(partial(trained, recipe, records, member, path))
+            own = made.cpu / k / steps
+            name = f"{path} (the rule)" if path == best else path
+            found.append(
+                [workload.name, name, k, steps, own * 1e6, made.wall / k / steps * 1e6, each / own]
+                + [step_flops / own / 1e9 / gflops, made.memory]
+            )
+    return found
+
+
+def trained_by_rule(recipe: vs.TorchRecipe, records: vs.Records) -> str:
+    short = replace(recipe, steps=1)
+    made = cost(partial(trained, short, records, vs.half_and_half(2, len(records), 0), "rule"))
+    return str(made.result)
+
+
+def worth(workload: Workload, path: str, k: int) -> bool:
+    """Whether a row says something: not minutes of what the row above has said."""
+    if path == "explicit" and workload.name in ("W3", "W4"):
+        return False
+    if path == "torch.func" and k < 2:
+        return False
+    if workload.name in LARGE and path != "explicit" and k > 8:
+        return False
+    return not (workload.name in LARGE and k > 32)
+
+
+def tables(names: list[str], models: list[int], seconds: float) -> list[Table]:
+    torch.set_num_threads(1)
+    warm()
+    tops = ceilings()
+    gflops = max(tops.values())
+    rows = [r for n in names for r in rows_of(WORKLOADS[n], models, seconds, gflops)]
+    said = ", ".join(f"{rate:.0f} GFLOP a CPU second by {name}" for name, rate in tops.items())
+    table = Table(
+        "training",
+        f"Training a pool: CPU time a model and step (load {load():.1f})",
+        ["", "way", "models", "steps", "CPU us", "wall us", "ratio", "of the ceiling", "MiB"],
+        rows,
+        ["", "", "d", "d", ".0f", ".0f", ".1f", ".0%", ".0f"],
+        [f"The ceiling is one large float32 product: {said}."],
+    )
+    return [table]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("names", nargs="*", default=list(WORKLOADS))
+    parser.add_argument("--models", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--seconds", type=float, default=4.0)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{asked.models} models, {asked.epochs} epochs, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':16}{'plain loop s':>13}{'train_many s':>13}{'ratio':>7}  path")
-    for name, (n, classes, recipe) in WORKLOADS.items():
-        rng = np.random.default_rng(0)
-        shape = recipe.build.inputs  # type: ignore[attr-defined]
-        x = rng.normal(size=(n, shape)).astype(np.float32)
-        records = vs.Records.from_arrays(x, rng.integers(0, classes, n))
-        member = vs.half_and_half(asked.models, n, seed=0)
-        recipe = vs.TorchRecipe(**{**vars(recipe), "epochs": asked.epochs})
-        ours, pool = cpu_seconds(vs.train_many, recipe, records, member, seed=0)
-        plain, _ = cpu_seconds(plain_loop, recipe, records, member)
-        path = pool.provenance["path"]
-        print(f"{name:16}{plain:13.2f}{ours:13.2f}{plain / ours:7.1f}  {path}")
+    for table in tables(asked.names, asked.models, asked.seconds):
+        table.show()
+        table.save()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import vestige
 from commands import PLAN, Finished, Ran, Vestige, run_in_process, write_world
 from vestige import cli
 from vestige.report import Report
+from vestige.training.engines import Local, Ray
 
 TIMES = ("date", "seconds")
 
@@ -173,6 +174,64 @@ def test_audits_that_are_refused(vestige_command: Vestige, tmp_path, words, why)
     assert (tmp_path / "plan.toml").read_text() == PLAN
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--engine", "dask"], "the engine local or ray, got 'dask'"),
+        (["--workers", "0"], "at least one worker, got 0"),
+        (["--engine", "ray", "--workers", "-1"], "at least one worker, got -1"),
+        (["--address", "head:6379"], "no address with the engine local, got head:6379"),
+        (["--workers", "two"], "--workers"),
+    ],
+)
+def test_engines_that_are_refused(vestige_command: Vestige, tmp_path, words, why):
+    write_world(tmp_path)
+    assert why in vestige_command("audit", "plan.toml", *words).refusal
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ray_that_is_not_installed(vestige_command: Vestige, tmp_path, monkeypatch):
+    write_world(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refusal = vestige_command("audit", "plan.toml", "--engine", "ray").refusal
+    assert "run `pip install 'vestige[ray]'`" in refusal
+
+
+@pytest.mark.parametrize(
+    ("words", "engine"),
+    [
+        ([], Local()),
+        (["--workers", "3"], Local(3)),
+        (["--engine", "ray"], Ray()),
+        (["--engine", "ray", "--workers", "2", "--address", "head:6379"], Ray("head:6379", 2)),
+    ],
+)
+def test_the_engine_that_is_asked_for(
+    vestige_command: Vestige, tmp_path, monkeypatch, words, engine
+):
+    asked = []
+
+    def run(plan: object, out: Path, **options: object) -> None:
+        asked.append(options["engine"])
+
+    monkeypatch.setattr(sys.modules["vestige.audit"], "run", run)
+    write_world(tmp_path)
+    assert vestige_command("audit", "plan.toml", *words).code == 0 and asked == [engine]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_the_engine_changes_no_number(finished: Finished, tmp_path, engine):
+    if engine == "ray":
+        pytest.importorskip("ray")
+    write_world(tmp_path)
+    words = ["audit", "plan.toml", "--out", "run", "--engine", engine, "--workers", "2"]
+    ran = run_alone(*words, cwd=tmp_path)
+    assert ran.code == 0 and numbers(tmp_path / "run") == numbers(finished.out)
+    assert ran.out.replace("run/report.html", "") == finished.ran.out.replace("run/report.html", "")
+    assert "Traceback" not in ran.err and "ray" not in ran.err.lower().replace("array", "")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("where", ["option", "plan"])
 def test_a_device_that_is_not_there(vestige_command: Vestige, tmp_path, where):
@@ -264,7 +323,7 @@ def exported(finished: Finished, path: Path) -> None:
         os.chdir(here)
     split = plan.split
     (weights,) = (p for p in finished.out.rglob("model-00000*") if len(_models(p.parent)) == 1)
-    target = plan.recipe.read(weights, 3)  # type: ignore[union-attr]
+    target = plan.recipe.loads(weights.read_bytes(), weights.name, 3)  # type: ignore[union-attr]
     everyone = vestige.records.concatenate(split.members, split.nonmembers, split.population)
     np.savez(
         path,

@@ -10,13 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vestige import models as models_module
-from vestige import pool as pool_module
+from vestige import reading as reading_module
 from vestige import signals as signals_module
 from vestige.errors import InvalidInput
 from vestige.models import Predictions
 from vestige.pool import MemoryCache, Pool
 from vestige.records import Records
-from vestige.signals import cross_entropy_loss, true_class_margin
+from vestige.signals import (
+    cross_entropy_loss,
+    log_probabilities,
+    max_confidence,
+    true_class_margin,
+)
 
 
 class Asked:
@@ -25,6 +30,7 @@ class Asked:
     def __init__(self, table: Predictions) -> None:
         self._table = table
         self.calls = 0
+        self.seen: list[int] = []
 
     @property
     def n_queries(self) -> int:
@@ -32,6 +38,7 @@ class Asked:
 
     def log_probabilities(self, x: Any) -> Any:
         self.calls += 1
+        self.seen.append(len(x))
         return self._table.log_probabilities(x)
 
 
@@ -165,13 +172,13 @@ def test_functions_made_on_the_spot_are_not_mistaken_for_each_other():
 
 @pytest.mark.parametrize("changed", [models_module, signals_module], ids=["models", "signals"])
 def test_what_is_kept_is_of_this_code(monkeypatch, changed):
-    cache, real = MemoryCache(), pool_module._source
+    cache, real = MemoryCache(), reading_module._source
     made = pool()
     kept = Pool(made.models, made.records, made.member, cache)
     kept.signals(cross_entropy_loss, made.records)
     (before,) = cache._kept
     other = "another version"
-    monkeypatch.setattr(pool_module, "_source", lambda m: other if m is changed else real(m))
+    monkeypatch.setattr(reading_module, "_source", lambda m: other if m is changed else real(m))
     kept.signals(cross_entropy_loss, made.records)
     assert len(cache._kept) == 2 and before in cache._kept
 
@@ -193,3 +200,157 @@ def test_a_model_that_lacks_a_class_is_named():
         InvalidInput, match="labels below 2, .* model 0 of the pool .* got 2; train"
     ):
         made.signals(cross_entropy_loss, third)
+
+
+# --- several signals in one pass ---------------------------------------------------------------
+
+
+def shouted(told: list[tuple[str, int, int]]) -> Any:
+    return lambda *said: told.append(said)
+
+
+def test_several_signals_are_one_pass():
+    made, told = pool(), []
+    got = made.read(
+        [cross_entropy_loss, true_class_margin, log_probabilities, cross_entropy_loss],
+        made.records,
+        progress=shouted(told),
+    )
+    assert [m.calls for m in made.models] == [1, 1, 1]
+    assert [a.shape for a in got] == [(3, 6), (3, 6), (3, 6, 3), (3, 6)]
+    for k, model in enumerate(made.models):
+        table = model.log_probabilities(made.records.x)
+        np.testing.assert_array_equal(got[2][k], table)
+        np.testing.assert_array_equal(got[0][k], cross_entropy_loss(table, made.records.y))
+    assert told == [("signals", done, 3) for done in range(4)]
+    assert all(a.dtype == np.float64 and not a.flags.writeable for a in got)
+    # what was read together is there alone, and what is there is not read again
+    np.testing.assert_array_equal(made.signals(true_class_margin, made.records), got[1])
+    told.clear()
+    made.read([max_confidence, cross_entropy_loss], made.records, progress=shouted(told))
+    assert [m.calls for m in made.models] == [3, 3, 3] and told[0] == ("signals", 0, 3)
+    told.clear()
+    made.read([max_confidence, cross_entropy_loss], made.records, progress=shouted(told))
+    assert [m.calls for m in made.models] == [3, 3, 3] and told == [("signals", 3, 3)]
+
+
+def test_nothing_is_read_of_no_models_or_for_no_signals():
+    assert pool().read([], pool().records) == ()
+    empty = Pool.of_population(pool().records)
+    assert empty.read([log_probabilities], empty.records)[0].shape == (0, 6)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Records come in parts of 4, but for a rest of less than 2."""
+    monkeypatch.setattr(reading_module, "STEP", 2)
+    monkeypatch.setattr(reading_module, "PART_BYTES", 8 * 2 * 4)
+
+
+def test_many_records_are_read_in_parts(small_parts):
+    for n, parts in ((3, [3]), (4, [4]), (5, [5]), (6, [4, 2]), (13, [4, 4, 5])):
+        made = Pool(models(2, n), records(np.arange(n)), np.zeros((2, n), bool))
+        sizes: list[list[int]] = [[], []]
+        for model, seen in zip(made.models, sizes, strict=True):
+            model.seen = seen
+        got = made.read([log_probabilities, cross_entropy_loss], made.records)
+        assert sizes == [parts, parts]
+        whole = np.stack([m.log_probabilities(made.records.x) for m in made.models])
+        np.testing.assert_array_equal(got[0], whole)
+        np.testing.assert_array_equal(
+            got[1], [cross_entropy_loss(table, made.records.y) for table in whole]
+        )
+
+
+def test_a_signal_that_takes_records_together_is_refused_where_they_come_in_parts(small_parts):
+    def centered(table, y):
+        loss = cross_entropy_loss(table, y)
+        return loss - loss.mean()
+
+    made = Pool(models(2, 26), records(np.arange(26)), np.zeros((2, 26), bool))
+    with pytest.raises(InvalidInput, match="a signal of each record by itself"):
+        made.signals(centered, made.records)
+    few = made.records[:4]
+    assert abs(made.signals(centered, few).mean()) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [lambda t, y: t[:-1, 0], lambda t, y: t[:, :, None], lambda t, y: 1.0],
+    ids=["a row short", "three axes", "one number"],
+)
+def test_a_signal_of_another_shape_is_refused(signal):
+    with pytest.raises(InvalidInput, match=r"a signal of shape \(n,\) or \(n, columns\)"):
+        pool().signals(signal, pool().records)
+
+
+def test_models_with_other_classes_have_no_table_of_answers_together():
+    both = [*models(1, 6, classes=3), *models(1, 6, classes=4)]
+    made = Pool(both, records(np.arange(6)), np.zeros((2, 6), bool))
+    assert made.signals(cross_entropy_loss, made.records).shape == (2, 6)
+    with pytest.raises(InvalidInput, match="as many columns for each model"):
+        made.signals(log_probabilities, made.records)
+
+
+class Backwards:
+    """An engine that is done with the last task first."""
+
+    def run(self, work, shared, tasks):
+        for place in reversed(range(len(tasks))):
+            yield place, work(shared, tasks[place])
+
+
+def test_blocks_may_come_in_any_order(small_parts):
+    made = Pool(models(3, 13), records(np.arange(13)), np.zeros((3, 13), bool))
+    told: list[tuple[str, int, int]] = []
+    got = made.read([log_probabilities], made.records, engine=Backwards(), progress=shouted(told))
+    plain = Pool(made.models, made.records, made.member)
+    np.testing.assert_array_equal(got[0], plain.signals(log_probabilities, made.records))
+    done = [d for _, d, _ in told]
+    assert done == sorted(done) and done[0] == 0 and done[-1] == 3 and max(done[:-1]) < 3
+
+
+def test_a_pass_that_was_interrupted_goes_on():
+    made = pool(4)
+    stop = iter([False, False, True])
+
+    def progress(label, done, total):
+        if done and next(stop):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.read([cross_entropy_loss], made.records, progress=progress)
+    assert [m.calls for m in made.models] == [1, 1, 1, 0]
+    told: list[tuple[str, int, int]] = []
+    made.read([cross_entropy_loss], made.records, progress=shouted(told))
+    assert [m.calls for m in made.models] == [1, 1, 1, 1] and told[0] == ("signals", 3, 4)
+
+
+def test_one_model_is_loaded_at_a_time():
+    alive: set[int] = set()
+
+    class Loaded(Asked):
+        def __init__(self, k, table):
+            super().__init__(table)
+            self.k = k
+            alive.add(k)
+
+        def __del__(self):
+            alive.discard(self.k)
+
+        def log_probabilities(self, x):
+            assert len(alive) <= 2, alive
+            return super().log_probabilities(x)
+
+    class Lazy(list):
+        def __getitem__(self, index):
+            if isinstance(index, slice):
+                return Lazy(list.__getitem__(self, index))
+            return Loaded(index, list.__getitem__(self, index))
+
+        def __iter__(self):
+            return (self[k] for k in range(len(self)))
+
+    tables = Lazy(m._table for m in models(6, 6))
+    made = Pool(tables, records(np.arange(6)), np.zeros((6, 6), bool))
+    made.read([cross_entropy_loss, log_probabilities], made.records)

@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 # isort: off
 # what is audited
-from vestige.models import BlackBox, EstimatorModel, Predictions, TorchModel
+from vestige.gradients import Factored
+from vestige.models import BlackBox, EstimatorModel, Predictions, TorchModel, WhiteBox
 from vestige.pool import Pool
 from vestige.records import Records, Split, split
 from vestige.scores import Scores
@@ -22,6 +23,8 @@ from vestige.training import (
     EarlyStopping,
     EstimatorRecipe,
     FunctionRecipe,
+    Local,
+    Ray,
     Store,
     TorchRecipe,
     fit,
@@ -42,11 +45,14 @@ __all__ = [
     "Estimate",
     "EstimatorModel",
     "EstimatorRecipe",
+    "Factored",
     "Finding",
     "FunctionRecipe",
+    "Local",
     "Plan",
     "Pool",
     "Predictions",
+    "Ray",
     "Records",
     "Report",
     "Scores",
@@ -54,6 +60,7 @@ __all__ = [
     "Store",
     "TorchModel",
     "TorchRecipe",
+    "WhiteBox",
     "attacks",
     "audit",
     "datasets",

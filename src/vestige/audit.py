@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,8 @@ from vestige.models import (
     as_black_box,
 )
 from vestige.pool import Pool
+from vestige.progress import Progress, quiet
+from vestige.reading import name_of
 from vestige.records import Records, Split, concatenate, duplicates
 from vestige.report import (
     Data,
@@ -45,9 +47,10 @@ from vestige.report import (
     verdict,
 )
 from vestige.scores import Scores
-from vestige.signals import cross_entropy_loss, true_class_margin
+from vestige.signals import Signal, cross_entropy_loss, true_class_margin
+from vestige.training.engines import Engine, Local
 from vestige.training.fingerprint import fingerprint
-from vestige.training.many import Progress, half_and_half, quiet, train_many
+from vestige.training.many import half_and_half, train_many
 from vestige.training.recipe import Recipe
 from vestige.training.store import Store, write_atomically
 
@@ -70,6 +73,8 @@ EXPOSING = (
     "modified_entropy",
     "loss",
 )
+
+LOCAL = Local()
 
 Tell = Callable[[str], None]
 
@@ -129,6 +134,7 @@ def audit(
     known: Pool[BlackBox] | None = None,
     show_records: bool = True,
     fresh: bool = False,
+    engine: Engine = LOCAL,
     progress: Progress = quiet,
     tell: Tell = silent,
 ) -> Report:
@@ -147,6 +153,7 @@ def audit(
         known: reference models that were trained elsewhere, instead of `recipe`.
         show_records: whether the report shows the exposed records, beside their ids.
         fresh: discard what another audit left in `out`.
+        engine: where models are trained and asked: `Local()` or `Ray()`.
         progress: called with a label, the number done and the total.
         tell: called with a sentence for the terminal.
 
@@ -170,7 +177,7 @@ def audit(
         known=known,
         show_records=show_records,
     )
-    return run(plan, out, fresh=fresh, progress=progress, tell=tell)
+    return run(plan, out, fresh=fresh, engine=engine, progress=progress, tell=tell)
 
 
 def run(
@@ -178,6 +185,7 @@ def run(
     out: str | Path | None = None,
     *,
     fresh: bool = False,
+    engine: Engine = LOCAL,
     progress: Progress = quiet,
     tell: Tell = silent,
 ) -> Report:
@@ -188,19 +196,20 @@ def run(
     attacks, skipped = _attacks(plan)
     seeds = [int(s) for s in np.random.SeedSequence(plan.seed).generate_state(5) >> 1]
     store = None if out is None else _opened(plan, Path(out), fresh, tell)
-    target, target_seconds = _target(plan, seeds[0], store, progress)
+    target, target_seconds = _target(plan, seeds[0], store, engine, progress)
     candidates = _shuffled(plan.split, seeds[2])
     answers = _answers(target, candidates, store, out)
     alike = _exchangeable(plan, target, seeds[3])
-    pool, training_seconds = _pool(plan, attacks, seeds[1], seeds[4], store, progress)
+    pool, training_seconds = _pool(plan, attacks, seeds[1], seeds[4], store, engine, progress)
     if pool.provenance:
         _tell_training(pool.provenance, tell)
+    signals_seconds = _read_signals(attacks, candidates, pool, engine, progress)
     findings, scores, failed = _run_attacks(
         plan, attacks, target, candidates, pool, seeds[3], progress
     )
     described = _described(plan, target, candidates, answers)
     sure = _sure(plan.split, candidates, answers)
-    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool, sure)]
+    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool, candidates, sure)]
     # where the sides differ without the model, a high score says nothing about membership
     shown = None if alike.passed is False else _exposing(scores)
     exposed = (
@@ -231,6 +240,7 @@ def run(
             {
                 "target": target_seconds,
                 "training": training_seconds,
+                "signals": signals_seconds,
                 "attacks": sum(f.seconds for f in findings),
                 "total": total,
             },
@@ -403,7 +413,7 @@ def _plan_digest(plan: Plan) -> str:
 
 
 def _target(
-    plan: Plan, seed: int, store: Store | None, progress: Progress
+    plan: Plan, seed: int, store: Store | None, engine: Engine, progress: Progress
 ) -> tuple[BlackBox, float]:
     if plan.target is not None:
         return as_black_box(plan.target, n_classes=len(_class_names(plan.split))), 0.0
@@ -417,6 +427,7 @@ def _target(
         known,
         everyone,
         seed=seed,
+        engine=engine,
         store=store,
         progress=lambda label, done, total: progress("target", done, total),
     )
@@ -487,6 +498,7 @@ def _pool(
     seed: int,
     order: int,
     store: Store | None,
+    engine: Engine,
     progress: Progress,
 ) -> tuple[Pool[BlackBox], float]:
     """What the adversary has: reference models on random halves, and the population."""
@@ -502,7 +514,9 @@ def _pool(
         return Pool.of_population(everyone), 0.0
     everyone = replace(everyone, classes=_class_names(plan.split))
     member = _table_of_references(plan, everyone, seed)
-    pool = train_many(plan.recipe, everyone, member, seed=seed, store=store, progress=progress)
+    pool = train_many(
+        plan.recipe, everyone, member, seed=seed, engine=engine, store=store, progress=progress
+    )
     return pool, float(pool.provenance["seconds"])
 
 
@@ -528,6 +542,43 @@ def _tell_training(made: Mapping[str, Any], tell: Tell) -> None:
 
 
 # --- what is measured --------------------------------------------------------------------------
+
+
+def _read_signals(
+    attacks: Mapping[str, Attack[BlackBox]],
+    candidates: Records,
+    pool: Pool[BlackBox],
+    engine: Engine,
+    progress: Progress,
+) -> float:
+    """Read what the attacks will, each model once for all of them; the seconds that it took.
+
+    Where an attack will leave candidates out, it reads other records: then nothing is read ahead.
+    """
+    started, inside = time.perf_counter(), pool.trained_on(candidates.ids)
+    abouts = [attack.about for attack in attacks.values()]
+    own = _distinct(signal for about in abouts for signal in about.signals)
+    beside = _distinct(s for about in abouts if about.needs_population for s in about.signals)
+    if not len(pool.models) or not inside.any(axis=0).all() or inside.all(axis=0).any():
+        return 0.0
+    others = pool.without(candidates.ids)
+    passes = [(s, r) for s, r in ((own, candidates), (beside, others)) if s and len(r)]
+    n_models = len(pool.models)
+    for done, (signals, records) in enumerate(passes):
+
+        def shown(label: str, asked: int, total: int, before: int = done * n_models) -> None:
+            progress(label, before + asked, total * len(passes))
+
+        try:
+            pool.read(signals, records, progress=shown, engine=engine)
+        except InvalidInput:
+            break  # the attack that needs it will say so, and others may go on
+    return time.perf_counter() - started
+
+
+def _distinct(signals: Iterable[Signal]) -> list[Signal]:
+    """Each signal that a pool keeps, once; two functions of one name read the same."""
+    return list({name: s for s in signals if (name := name_of(s))}.values())
 
 
 def _run_attacks(
@@ -588,6 +639,7 @@ def _warnings(
     findings: Sequence[Finding],
     alike: Exchangeability,
     pool: Pool[BlackBox],
+    candidates: Records,
     sure: tuple[float, float],
 ) -> list[ReportWarning]:
     found = []
@@ -633,7 +685,7 @@ def _warnings(
                 f"{n_members} members given here; they imitate it less well.",
             )
         )
-    unlike = _unlike(plan, pool, sure)
+    unlike = _unlike(plan, pool, candidates, sure)
     if unlike:
         found.append(ReportWarning("reference_unlike", unlike))
     if any(f.metrics["epsilon_lower_bound"].value for f in findings):
@@ -654,7 +706,9 @@ def _sure(split: Split, candidates: Records, answers: NDArray[np.float64]) -> tu
     return float(right[member].mean()), float(right[~member].mean())
 
 
-def _unlike(plan: Plan, pool: Pool[BlackBox], sure: tuple[float, float]) -> str:
+def _unlike(
+    plan: Plan, pool: Pool[BlackBox], candidates: Records, sure: tuple[float, float]
+) -> str:
     """Where reference models learn otherwise than the target did, a sentence, else ''.
 
     Args:
@@ -663,7 +717,6 @@ def _unlike(plan: Plan, pool: Pool[BlackBox], sure: tuple[float, float]) -> str:
     """
     if not len(pool.models):
         return ""
-    candidates = plan.split.candidates
     try:
         # a signal that LiRA has read already: no model is asked again for this
         right = expit(pool.signals(true_class_margin, candidates))

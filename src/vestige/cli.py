@@ -97,6 +97,19 @@ def audit(
     device: Annotated[
         str, typer.Option(help="cpu (the default), cuda or auto.", show_default=False)
     ] = "cpu",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Where models are trained: local (the default) or ray.", show_default=False
+        ),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; by default as many as pay.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a Ray cluster; without it a Ray is started here."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what is in the folder.")] = False,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Open pickled models that you made yourself.")
@@ -114,7 +127,9 @@ def audit(
     from dataclasses import replace
 
     from vestige.plans import plan_of
+    from vestige.training.engines import engine_of
 
+    where = engine_of(engine, workers, address)
     made = plan_of(plan, seed=seed, references=references, trust_pickle=trust_pickle)
     changes: dict[str, Any] = {
         "command": _command(
@@ -125,7 +140,8 @@ def audit(
         changes["show_records"] = False
     if attacks:
         changes["attacks"] = _names(attacks)
-    _run(replace(_on_device(made, device), **changes), out or _folder(made.name), fresh, quiet)
+    made = replace(_on_device(made, device), **changes)
+    _run(made, out or _folder(made.name), fresh, quiet, where)
 
 
 @app.command()
@@ -231,13 +247,21 @@ def version(
         raise typer.Exit
 
 
-def _run(plan: Any, out: Path, fresh: bool, quiet: bool) -> None:
+def _run(plan: Any, out: Path, fresh: bool, quiet: bool, engine: Any = None) -> None:
     from vestige.audit import run
     from vestige.progress import shown
+    from vestige.training.engines import Local
     from vestige.training.fit import one_thread
 
     with shown(quiet) as progress, one_thread():
-        made = run(plan, out, fresh=fresh, progress=progress, tell=progress.tell)
+        made = run(
+            plan,
+            out,
+            fresh=fresh,
+            engine=engine or Local(),
+            progress=progress,
+            tell=progress.tell,
+        )
     print(made)
     print(f"\n{out / 'report.html'}")
 
@@ -260,7 +284,10 @@ def _command(
     device: str = "cpu",
     trust_pickle: bool = False,
 ) -> str:
-    """The command that gives the same numbers again, for a shell."""
+    """The command that gives the same numbers again, for a shell.
+
+    The engine is left out: no number depends on it, and who repeats an audit has other machines.
+    """
     words = ["vestige", name, what, "--seed", str(seed)]
     words += ["--references", str(references)] if references is not None else []
     words += ["--attacks", attacks] if attacks else []

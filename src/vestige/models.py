@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vestige import gradients as per_record
 from vestige.errors import DamagedFile, InvalidInput, MissingExtra
+from vestige.gradients import Chunk, Factored, Loss, Network, cross_entropy
 from vestige.records import Records
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "EstimatorModel",
     "Predictions",
     "TorchModel",
+    "WhiteBox",
     "checked_probabilities",
     "default_logits",
     "log_of_probabilities",
@@ -50,6 +53,23 @@ class BlackBox(Protocol):
 
     def log_probabilities(self, x: Any) -> Floats:
         """Natural log of the class probabilities, shape (n, classes), for inputs (n, ...)."""
+        ...
+
+
+@runtime_checkable
+class WhiteBox(BlackBox, Protocol):
+    """A model that can be looked into; its layers are named as in `net.named_modules()`."""
+
+    def activations(self, x: Any, layer: str | None = None) -> NDArray[Any]:
+        """Outputs (n, ...) of a layer for inputs (n, ...)."""
+        ...
+
+    def gradients(self, records: Records, layers: Sequence[str] | None = None) -> Iterator[Chunk]:
+        """The gradient of each record's loss by the layers' parameters, in chunks of records.
+
+        A chunk holds the next records, in order, and has for each layer a pair (delta, a) where it
+        is fully connected, else arrays (n, *shape) by the names of its parameters.
+        """
         ...
 
 
@@ -96,7 +116,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 class TorchModel:
-    """A torch classifier as a black box.
+    """A torch classifier as a black box, and as a white one.
 
     Args:
         net: any module that maps a batch to logits (n, classes), or to one logit (n,) or (n, 1)
@@ -150,6 +170,127 @@ class TorchModel:
         table = _to_log_probabilities(raw.to(torch.float64), self._outputs, _rounding(raw))
         self._n_queries += len(x)
         return table
+
+    def activations(self, x: Any, layer: str | None = None) -> NDArray[Any]:
+        """Outputs (n, ...) of a layer for inputs (n, ...), in the module's precision.
+
+        Args:
+            layer: its name in `net.named_modules()`; by default the last `nn.Linear` that the
+                forward pass runs.
+
+        Raises:
+            InvalidInput: no layer of this name, or it does not answer once with n rows.
+        """
+        found = per_record.activations(self._network(x), x, layer)
+        self._n_queries += len(x)
+        return found
+
+    def gradients(
+        self,
+        records: Records,
+        layers: Sequence[str] | None = None,
+        *,
+        loss: Loss = cross_entropy,
+    ) -> Iterator[Chunk]:
+        """The gradient of each record's loss by the layers' parameters, in chunks of records.
+
+        Args:
+            records: in memory or memory-mapped; read a chunk at a time.
+            layers: names in `net.named_modules()`; by default the last `nn.Linear` that the
+                forward pass runs.
+            loss: (logits (n, classes) or (n,), labels (n,)) -> (n,).
+
+        Returns:
+            chunks of the next records, in order: for each layer `Factored` where it is an
+            `nn.Linear` whose weights are its own, else arrays (n, *shape) by the names of its
+            parameters. What is computed in full comes in chunks that take about 64 MiB, copies
+            and activations included (on a GPU a quarter of its free memory), or one record's.
+
+        Raises:
+            InvalidInput: unknown layers, labels that are no class of the model, a loss that
+                averages, values that are not finite.
+        """
+        return self._counted(per_record.stream(self._network(records.x), records, layers, loss))
+
+    def factored_gradients(
+        self,
+        records: Records,
+        layer: str | None = None,
+        *,
+        loss: Loss = cross_entropy,
+        out: Factored | None = None,
+    ) -> Factored:
+        """The pairs (delta, a) of one fully connected layer for all records, in one pair of arrays.
+
+        Args:
+            layer: by default the last `nn.Linear` that the forward pass runs.
+            out: arrays to fill, for example memory maps; by default they are made.
+
+        Raises:
+            InvalidInput: see `gradients`; or the layer's gradients have no factors.
+        """
+        for part, found in per_record.factored(self._network(records.x), records, layer, loss, out):
+            self._n_queries += part.stop - part.start
+            out = found
+        assert out is not None
+        return out
+
+    def gradient_norms(
+        self,
+        records: Records,
+        layers: Sequence[str] | None = None,
+        *,
+        loss: Loss = cross_entropy,
+    ) -> Floats:
+        """The Euclidean norm of each record's gradient, shape (n,), in chunks as `gradients`.
+
+        Fully connected layers, also those inside the chosen ones, need no gradient for it.
+
+        Args:
+            layers: names in `net.named_modules()`; by default all parameters, frozen ones too.
+        """
+        norms = np.empty(len(records))
+        for part, values in per_record.norms(self._network(records.x), records, layers, loss):
+            norms[part] = values
+            self._n_queries += len(values)
+        return norms
+
+    def _counted(self, chunks: Iterator[tuple[slice, Chunk]]) -> Iterator[Chunk]:
+        for part, chunk in chunks:
+            self._n_queries += part.stop - part.start
+            yield chunk
+
+    def _network(self, x: Any) -> Network:
+        """What the gradients need to know, once the first answers look like what they should."""
+        device = _device_of(self.net)
+        if len(x):
+            with evaluating(self.net), torch.inference_mode():
+                raw = self._ask(x[: min(64, self.batch_size)], device)
+            _to_log_probabilities(raw.to(torch.float64), self._outputs, _rounding(raw))
+        return Network(
+            self.net,
+            lambda x: inputs_tensor(x, self.net, device),
+            self._differentiable_logits,
+            self.batch_size,
+        )
+
+    def _differentiable_logits(self, output: Any, n: int) -> Tensor:
+        """Logits (n, classes) or (n,), whatever the module returns, with their graph."""
+        raw = self._logits(output)
+        if raw.ndim == 1 and n == 1 and len(raw) > 1:
+            raw = raw[None]  # of a module that squeezes a batch of one record
+        if raw.ndim == 1 or raw.shape in ((), (n, 1)):
+            raw = raw.reshape(-1)
+        if raw.ndim not in (1, 2) or len(raw) != n:
+            raise InvalidInput(
+                f"expected logits of shape (n, classes) or (n,) for {n} records, got "
+                f"{tuple(raw.shape)}; pass logits=lambda output: ... to pick them"
+            )
+        if self._outputs == "probabilities":
+            return torch.logit(raw) if raw.ndim == 1 else raw.log()
+        if self._outputs == "log_probabilities" and raw.ndim == 1:
+            return raw - torch.log(-torch.expm1(raw))
+        return raw
 
     def _ask(self, x: Any, device: torch.device) -> Tensor:
         """Answers (n, classes), or (n,) where there is one logit, on the CPU."""

@@ -25,8 +25,8 @@ from vestige.training.recipe import (
     Recipe,
     TorchRecipe,
     cosine,
-    read_estimator,
-    read_tensors,
+    load_estimator,
+    load_tensors,
 )
 
 __all__ = ["BUILT_IN", "built_in", "plan_of"]
@@ -438,7 +438,7 @@ def _target_of(
         )
     net = built(recipe, 0)
     if path.suffix == ".safetensors":
-        read_tensors(net, path)
+        load_tensors(net, path.read_bytes(), path.name)
     elif trust:
         read_pickled_weights(net, path)
     else:
@@ -453,7 +453,7 @@ def _target_of(
 def _estimator(path: Path, trust: bool) -> Any:
     _existing(path)
     if path.suffix == ".skops":
-        return read_estimator(path)
+        return load_estimator(path.read_bytes(), path.name)
     if not trust:
         raise PlanError(
             f"expected an estimator as .skops, got {path.name}; opening a pickle can run any "

@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vestige import models
 from vestige.errors import InvalidInput
 from vestige.models import BlackBox
+from vestige.progress import Progress, quiet
+from vestige.reading import Asker, MemoryCache, OneByOne, SignalCache, Workers, read
 from vestige.records import Records
 from vestige.signals import Signal
 
 __all__ = ["MemoryCache", "Pool", "SignalCache"]
 
+Floats = NDArray[np.float64]
 H = TypeVar("H", bound=BlackBox, covariant=True)
-
-
-class SignalCache(Protocol):
-    """Where a pool keeps signals that it has read once."""
-
-    def get(self, key: str) -> NDArray[np.float64] | None: ...
-    def put(self, key: str, values: NDArray[np.float64]) -> None: ...
-
-
-class MemoryCache:
-    """Keeps signals for as long as the pool lives."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, NDArray[np.float64]] = {}
-
-    def get(self, key: str) -> NDArray[np.float64] | None:
-        return self._kept.get(key)
-
-    def put(self, key: str, values: NDArray[np.float64]) -> None:
-        self._kept[key] = values
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +34,7 @@ class Pool(Generic[H]):
         member: (n_models, n_records) whether a model was trained on a record.
         cache: where signals are kept once read.
         provenance: how the models came to be, for the report.
+        asker: how models are asked; see `vestige.training.asking.Stacks` for small networks.
     """
 
     models: Sequence[H]
@@ -64,6 +42,7 @@ class Pool(Generic[H]):
     member: NDArray[np.bool_]
     cache: SignalCache = field(default_factory=MemoryCache, repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    asker: Asker = field(default=OneByOne(), repr=False)
 
     def __post_init__(self) -> None:
         expected = (len(self.models), len(self.records))
@@ -123,53 +102,36 @@ class Pool(Generic[H]):
         """The pool's records other than these: the adversary's population."""
         return self.records[~np.isin(self.records.ids, ids)]
 
-    def signals(self, signal: Signal, records: Records) -> NDArray[np.float64]:
-        """The signal of every model on every record, shape (n_models, len(records)).
+    def signals(self, signal: Signal, records: Records) -> Floats:
+        """The signal of every model on every record, shape (n_models, len(records), ...).
 
-        One model's answers are in memory at a time. A signal that is a function of a module is
-        read once and kept; one made on the spot (a lambda, a closure) is read each time, since
-        nothing tells it from another.
+        See `read`, which reads several in one pass.
+        """
+        return self.read([signal], records)[0]
+
+    def read(
+        self,
+        signals: Sequence[Signal],
+        records: Records,
+        *,
+        progress: Progress = quiet,
+        engine: Workers | None = None,
+    ) -> tuple[Floats, ...]:
+        """Several signals of every model on every record, in one pass over the models.
+
+        Each is of shape (n_models, len(records)), or (n_models, len(records), columns), and
+        read-only. The answers of a few models on a part of the records are in memory at a time,
+        and what was read is kept in the cache as it comes: a pass that was killed goes on where it
+        was. A signal that is a function of a module is read once and kept; one made on the spot (a
+        lambda, a closure) is read each time, since nothing tells it from another.
+
+        Args:
+            progress: called with "signals", the number of models asked so far and of all.
+            engine: where models are asked, for example `Local()`; by default here.
 
         Raises:
-            InvalidInput: a label is outside the classes that a model answers with.
+            InvalidInput: a label is outside the classes that a model answers with, or a signal has
+                other than one row a record, or takes records together.
+            StoreError: the disk is full; what was read is kept.
         """
-        key = _key(signal, records)
-        kept = self.cache.get(key) if key else None
-        if kept is not None and kept.shape == (len(self.models), len(records)):
-            kept.setflags(write=False)
-            return kept
-        out = np.empty((len(self.models), len(records)))
-        for index, model in enumerate(self.models):
-            out[index] = _read(signal, model, records, index)
-        out.setflags(write=False)
-        if key:
-            self.cache.put(key, out)
-        return out
-
-
-def _read(signal: Signal, model: BlackBox, records: Records, index: int) -> NDArray[np.float64]:
-    answers = model.log_probabilities(records.x)
-    if records.y.max(initial=0) >= answers.shape[1]:
-        raise InvalidInput(
-            f"expected labels below {answers.shape[1]}, the number of classes that model {index} "
-            f"of the pool answers with, got {records.y.max()}; train it for all classes"
-        )
-    return signal(answers, records.y)
-
-
-def _key(signal: Signal, records: Records) -> str:
-    """What decides a signal's values, the models apart; "" for one that cannot be named."""
-    name = getattr(signal, "__qualname__", "<")
-    module = sys.modules.get(getattr(signal, "__module__", ""))
-    # functions of a notebook or a script keep their name when they are written anew
-    if "<" in name or module is None or module.__name__ == "__main__":
-        return ""
-    parts = (name, module.__name__, _source(module), _source(models), records.digest())
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
-
-
-@functools.cache
-def _source(module: ModuleType) -> str:
-    """A digest of a module's file: kept signals are not those of other code."""
-    file = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+        return read(self.models, records, signals, self.cache, self.asker, progress, engine)

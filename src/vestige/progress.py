@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-__all__ = ["Shown", "shown"]
+__all__ = ["Progress", "Shown", "quiet", "shown"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with a label, the number done and the total."""
+
+# of slow models a bar must remember more than rich's 30 seconds to say what is left
+_REMEMBERED = 3600.0
+
+
+def quiet(label: str, done: int, total: int) -> None:
+    """Progress that is not shown."""
 
 
 class Shown(Protocol):
@@ -51,6 +62,9 @@ class Bars:
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=Console(stderr=True),
+            # looked up anew, so that a test's clock is seen
+            get_time=lambda: time.monotonic(),
+            speed_estimate_period=_REMEMBERED,
         )
         self._tasks: dict[str, TaskID] = {}
 

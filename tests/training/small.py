@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vestige.records import Records
 from vestige.training import MLP
-from vestige.training.fit import RecipeLoss, Resident, Streams, built, train
+from vestige.training.fit import RecipeLoss, Resident, Streams, built, seeded, train
 from vestige.training.recipe import TorchRecipe, tensors_of
-from vestige.training.stacked import fit_stack
+from vestige.training.stacked import fit_stack, plain
 
 FEATURES, CLASSES = 6, 3
 
@@ -54,7 +54,12 @@ def same_bits(a: nn.Module, b: nn.Module) -> bool:
 
 
 def together_and_alone(
-    recipe: TorchRecipe, records: Records, rows: NDArray[np.int64], seed: int = 5
+    recipe: TorchRecipe,
+    records: Records,
+    rows: NDArray[np.int64],
+    seed: int = 5,
+    *,
+    explicit: bool = False,
 ) -> tuple[list[nn.Module], list[nn.Module]]:
     """The same models as one stack, and each by itself."""
     objective = RecipeLoss(recipe)
@@ -64,10 +69,13 @@ def together_and_alone(
         nets = [built(recipe, s.initial) for s in streams]
         data = Resident(records, nets[0], recipe.device)
         if stacked:
-            fit_stack(recipe, data, nets, rows, streams, objective)
+            layers = plain(recipe, nets[0]) if explicit else None
+            assert (layers is not None) == explicit
+            fit_stack(recipe, data, nets, rows, streams, objective, layers)
         else:
             for net, own, s in zip(nets, rows, streams, strict=True):
-                train(recipe, net, data, own, s, objective)
+                with seeded(s.noise):
+                    train(recipe, net, data, own, s, objective)
         sides.append(nets)
     return sides[0], sides[1]
 

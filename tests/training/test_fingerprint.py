@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import os
 import subprocess
@@ -452,3 +453,13 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     said = [process.communicate(timeout=300)[0] for process in running]
     assert len(said[0].split()) == 6
     assert said[0] == said[1] == said[2]
+
+
+def test_a_class_whose_objects_were_pickled_keeps_its_fingerprint() -> None:
+    class Own:
+        pass
+
+    before = fingerprint(Own)
+    # pickle notes the slots of a class in the class
+    copyreg._slotnames(Own)  # type: ignore[attr-defined]
+    assert "__slotnames__" in vars(Own) and fingerprint(Own) == before

@@ -17,6 +17,7 @@ from small import (
     double_mlp,
     gap,
     random_rows,
+    same_bits,
     small_mlp,
     some_records,
     together_and_alone,
@@ -27,7 +28,7 @@ from torch.nn import functional
 from vestige.records import Records
 from vestige.training import Batch, EarlyStopping, TorchRecipe, cosine, cross_entropy
 from vestige.training.fit import RecipeLoss
-from vestige.training.stacked import why_alone
+from vestige.training.stacked import drops, why_alone
 
 # --- networks that can be stacked --------------------------------------------------------------
 
@@ -164,7 +165,7 @@ def test_a_stack_equals_training_alone(name: str, optimizer: str) -> None:
     lr, momentum = (0.05, 0.9) if optimizer == "sgd" else (0.003, 0.0)
     recipe = TorchRecipe(
         lambda: build().double(),
-        epochs=3,
+        steps=50,
         batch_size=8,
         optimizer=optimizer,
         lr=lr,
@@ -196,6 +197,59 @@ def test_augmentation_is_each_models_own() -> None:
     together, alone = together_and_alone(recipe, some_records(70), random_rows(3, 33, 70))
     assert max(gap(a, b) for a, b in zip(together, alone, strict=True)) <= 1e-10
     assert reason(recipe, some_records(70)) == ""
+
+
+class Dropped(nn.Module):
+    """Answers with what dropout left of its input's constant features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(FEATURES, CLASSES, bias=False)
+        self.masks: Tensor
+        self.register_buffer("masks", torch.zeros(FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = functional.dropout(torch.ones_like(x), 0.5, self.training)
+        self.masks = self.masks + kept[0].detach()
+        out: Tensor = self.head(x * kept)
+        return out
+
+
+def test_dropout_differs_between_models_and_steps_of_a_stack_and_repeats() -> None:
+    recipe, rows = TorchRecipe(Dropped, steps=40, batch_size=8), random_rows(6, 33, 70)
+    assert reason(recipe, some_records(70)) == ""
+    assert drops(recipe, some_records(70), seed=0)
+    assert not drops(TorchRecipe(batch_norm), some_records(70), seed=0)
+    before = torch.get_rng_state()
+    together, alone = together_and_alone(recipe, some_records(70), rows)
+    assert torch.equal(before, torch.get_rng_state())
+    again, _ = together_and_alone(recipe, some_records(70), rows)
+    assert all(same_bits(a, b) for a, b in zip(together, again, strict=True))
+    for nets in (together, alone):
+        # each feature was kept in about half of the steps, at twice its size
+        sums = torch.stack([net.masks for net in nets])  # type: ignore[misc]
+        assert len({tuple(row.tolist()) for row in sums}) == len(nets)
+        assert abs(float(sums.mean()) - 40) < 4 * 2 * np.sqrt(40 / 4 / sums.numel())
+        assert float(sums.std()) > 2
+
+
+class Counting(nn.Module):
+    """What it does in its fourth step cannot be read off its first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.steps = double_mlp(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        out: Tensor = self.net(x)
+        return out * (0.1 if self.steps > 3 else 1.0)
+
+
+def test_a_step_that_python_decides_is_not_read_off_the_first_one() -> None:
+    recipe, rows = TorchRecipe(Counting, steps=8, batch_size=8), random_rows(2, 33, 70)
+    together, alone = together_and_alone(recipe, some_records(70), rows)
+    assert max(gap(a, b) for a, b in zip(together, alone, strict=True)) <= 1e-10
 
 
 def test_a_model_does_not_depend_on_how_many_are_beside_it() -> None:
@@ -272,6 +326,10 @@ def seldom(draw: Callable[[], float]) -> Callable[[Tensor], Tensor]:
     return lambda logits: logits * 0 if draw() < 1e-4 else logits
 
 
+def jitter(logits: Tensor) -> Tensor:
+    return logits * (1 + 1e-14 * torch.rand(()))
+
+
 def branch(logits: Tensor) -> Tensor:
     return logits if logits.sum() > 0 else 2 * logits
 
@@ -281,7 +339,7 @@ def shift(logits: Tensor) -> Tensor:
 
 
 ALONE: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "dropout": (lambda: nn.Sequential(nn.Dropout(0.2), small_mlp()), "draws random numbers"),
+    "rand in forward": (lambda: Around(jitter), "draws random numbers"),
     "lstm": (Recurrent, "it cannot be stacked"),
     "data-dependent if": (lambda: Around(branch), "it cannot be stacked"),
     "item": (lambda: Around(shift), "it cannot be stacked"),
@@ -290,15 +348,13 @@ ALONE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "own generator": (OwnGenerator, "from a generator of its own"),
     "own mask": (OwnMask, "gave another net"),
     "padding": (lambda: Embedded(0), "padding row of a stacked embedding"),
-    "convolution": (cnn, "convolutions on a CPU are faster one model at a time"),
-    "large": (lambda: nn.Linear(FEATURES, 20_000), "140,000 parameters fill a CPU core"),
 }
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_the_probe_says_why_not_in_one_sentence(name: str) -> None:
     build, expected = ALONE[name]
-    others = {"convolution": some_records(70, IMAGE), "padding": tokens(70)}
+    others = {"padding": tokens(70)}
     records = others.get(name, some_records(70))
     why = reason(TorchRecipe(build, batch_size=8), records)
     assert expected in why and "\n" not in why and len(why) < 300
@@ -361,6 +417,6 @@ def test_the_probe_leaves_generators_as_they_were() -> None:
         )
 
     before = states()
-    for name in ("numpy randomness", "dropout", "python randomness"):
+    for name in ("numpy randomness", "rand in forward", "python randomness"):
         reason(TorchRecipe(ALONE[name][0]), some_records(70))
     assert states() == before

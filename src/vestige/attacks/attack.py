@@ -13,6 +13,7 @@ from vestige.models import BlackBox
 from vestige.pool import Pool
 from vestige.records import Records
 from vestige.scores import Scores
+from vestige.signals import Signal
 
 __all__ = ["About", "Attack", "answers", "population_of", "references_of"]
 
@@ -32,6 +33,8 @@ class About:
         needs_models: whether `known` must hold reference models.
         needs_population: whether `known` must hold records beside the candidates.
         needs_features: whether it reads the records themselves, which a table does not have.
+        signals: what it reads off reference models, of the candidates, and of the population where
+            it needs one; read beforehand for several attacks at once, where it can be.
     """
 
     title: str
@@ -42,6 +45,7 @@ class About:
     needs_models: bool = False
     needs_population: bool = False
     needs_features: bool = False
+    signals: tuple[Signal, ...] = ()
 
 
 class Attack(Protocol[H]):

@@ -103,6 +103,7 @@ class LiRA:
             if self.online
             else "the record and its label; reference models trained without it",
             needs_models=True,
+            signals=(true_class_margin,),
         )
 
     def run(

@@ -95,6 +95,7 @@ class RMIA:
             "of non-members",
             needs_models=True,
             needs_population=True,
+            signals=(_loss_at(self.temperature),),
         )
 
     def run(

@@ -1,5 +1,6 @@
 """Recipes, one model, a whole pool."""
 
+from vestige.training.engines import Engine, Local, Ray
 from vestige.training.fit import Batch, fit, mean_gradients
 from vestige.training.many import half_and_half, train_many
 from vestige.training.networks import CNN, MLP
@@ -19,8 +20,11 @@ __all__ = [
     "MLP",
     "Batch",
     "EarlyStopping",
+    "Engine",
     "EstimatorRecipe",
     "FunctionRecipe",
+    "Local",
+    "Ray",
     "Recipe",
     "Store",
     "TorchRecipe",

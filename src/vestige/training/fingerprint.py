@@ -29,7 +29,8 @@ _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 _NOTES = frozenset(
     """__module__ __qualname__ __dict__ __weakref__ __doc__ __annotations__ __annotate__
     __annotate_func__ __firstlineno__ __static_attributes__ __match_args__ __dataclass_fields__
-    __dataclass_params__ __abstractmethods__ _abc_impl __orig_bases__ __parameters__""".split()
+    __dataclass_params__ __abstractmethods__ _abc_impl __orig_bases__ __parameters__
+    __slotnames__""".split()
 )
 # objects of these modules hold the state of a process, not a setting
 _PROCESS = frozenset({"logging", "threading", "_thread", "weakref", "_weakref", "io", "_io"})

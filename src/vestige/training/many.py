@@ -1,8 +1,8 @@
 """A whole pool of models from a membership table.
 
 Model k is trained on the records of row k, with a seed of its own, so that it does not depend on
-which others are trained beside it. Stacks are cut at fixed places (every `CHUNK` models), so that
-a resumed run computes what an undisturbed one computes, to the last bit.
+which others are trained beside it. Stacks are cut at fixed places, so that a resumed run computes
+what an undisturbed one computes, to the last bit, and so does a run on more workers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -25,6 +24,7 @@ from vestige.errors import DamagedFile, InvalidInput
 from vestige.models import BlackBox
 from vestige.pool import MemoryCache, Pool, SignalCache
 from vestige.records import Records
+from vestige.training.engines import Engine, Local
 from vestige.training.fingerprint import fingerprint
 from vestige.training.fit import (
     Gradients,
@@ -38,19 +38,17 @@ from vestige.training.fit import (
     mean_gradients,
     one_thread,
 )
+from vestige.training.planner import Choice, choose, memory_left
 from vestige.training.recipe import Recipe, TorchRecipe
-from vestige.training.stacked import fit_stack, why_alone
-from vestige.training.store import Store, StoredSignals, write_beside
+from vestige.training.stacked import fit_stack
+from vestige.training.store import Store, StoredSignals
 
 __all__ = ["Progress", "half_and_half", "model_seed", "train_many"]
-
-CHUNK = 32
 
 LARGEST_KEPT = 256 * 2**20
 """Bytes of finished models that stay in memory, so that they are not read again at once."""
 
-PROCESSES_PAY = 30.0
-"""Seconds of training left above which worker processes earn the import that each begins with."""
+LOCAL = Local()
 
 Progress = Callable[[str, int, int], None]
 Table = NDArray[np.bool_]
@@ -94,19 +92,23 @@ def half_and_half(n_models: int, n_records: int, seed: int) -> Table:
 
 
 class _Models(Sequence[BlackBox]):
-    """Stored models, read when asked for; some of them may still be in memory."""
+    """Models that are read when asked for; some of them may still be in memory.
+
+    What travels to another process is their files' content.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
-        paths: Sequence[Path],
         n_classes: int,
-        kept: Mapping[Path, BlackBox],
+        files: Sequence[Path | bytes | None],
+        kept: Mapping[int, BlackBox],
     ) -> None:
-        self._recipe, self._paths, self._n_classes, self._kept = recipe, paths, n_classes, kept
+        self._recipe, self._n_classes, self._files = recipe, n_classes, files
+        self._kept = kept
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     @overload
     def __getitem__(self, index: int) -> BlackBox: ...
@@ -114,9 +116,27 @@ class _Models(Sequence[BlackBox]):
     def __getitem__(self, index: slice) -> Sequence[BlackBox]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return _Models(self._recipe, self._paths[index], self._n_classes, self._kept)
-        path = self._paths[index]
-        return self._kept.get(path) or self._recipe.read(path, self._n_classes)
+            places = range(len(self))[index]
+            kept = {k: self._kept[i] for k, i in enumerate(places) if i in self._kept}
+            return _Models(self._recipe, self._n_classes, [self._files[i] for i in places], kept)
+        index = range(len(self))[index]
+        if index in self._kept:
+            return self._kept[index]
+        file = self._files[index]
+        assert file is not None, "a model without a file is kept"
+        name = file.name if isinstance(file, Path) else f"model {index}"
+        return self._recipe.loads(_content(file), name, self._n_classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        files = [
+            self._recipe.dumps(self._kept[k]) if file is None else _content(file)
+            for k, file in enumerate(self._files)
+        ]
+        return {**vars(self), "_files": files, "_kept": {}}
+
+
+def _content(file: Path | bytes) -> bytes:
+    return file.read_bytes() if isinstance(file, Path) else file
 
 
 @dataclass(frozen=True)
@@ -129,6 +149,8 @@ class _Job:
     seed: int
     objective: Objective | None
     gradients: Gradients
+    choice: Choice = Choice("one by one", "")
+    first: int | None = None
 
     def rows(self, index: int) -> NDArray[np.int64]:
         return np.flatnonzero(self.member[index])
@@ -146,7 +168,7 @@ class _Job:
         # a half may lack a class: its models still answer for all of them
         return self.records.classes or tuple(str(c) for c in range(self.records.n_classes))
 
-    def key(self, plan: str) -> str:
+    def key(self) -> str:
         """What decides every number of the pool: nothing stored under another key is used."""
         return fingerprint(
             [
@@ -157,21 +179,20 @@ class _Job:
                 self.seed,
                 fingerprint(self.objective),
                 fingerprint(self.gradients),
-                plan,
+                # a stack of another width may round otherwise
+                self.choice.path,
+                self.choice.width,
                 code_version(),
             ]
         )[:24]
 
 
 def code_version() -> str:
-    """The versions, and the source of what trains: a change to either makes old models stale.
-
-    This file is a part of it: a stack of another width rounds otherwise.
-    """
+    """The versions, and the source of what trains: a change to either makes old models stale."""
     import sklearn
 
     digest = hashlib.sha256()
-    for name in ("fit.py", "many.py", "networks.py", "recipe.py", "stacked.py"):
+    for name in ("fit.py", "kernels.py", "many.py", "networks.py", "recipe.py", "stacked.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     versions = [torch.__version__, sklearn.__version__, np.__version__, platform.machine()]
     return f"{digest.hexdigest()} {' '.join(versions)}"
@@ -183,27 +204,31 @@ def train_many(
     member: Table,
     *,
     seed: int,
+    engine: Engine = LOCAL,
     store: Store | None = None,
     progress: Progress = quiet,
     objective: Objective | None = None,
     gradients: Gradients = mean_gradients,
-    workers: int | None = None,
+    path: str = "rule",
 ) -> Pool[BlackBox]:
     """Train one model for each row of a membership table.
 
-    Small torch models are trained as stacks where that is shown to give what training alone
-    gives; others one by one, scikit-learn estimators in processes where that takes long. The
-    pool's provenance says which, and why.
+    Plain networks are trained as stacks on explicit kernels, other small torch models as stacks
+    through `torch.func` where that is shown to give what training alone gives; the rest one by
+    one. The pool's provenance says which, and why. Results depend on neither the engine nor its
+    workers: stacks are cut at fixed places.
 
     Args:
         records: all records, in the order of the table's columns.
         member: (n_models, n_records) bool; row k is what model k is trained on.
         seed: model k's own seed is `model_seed(seed, k)`.
-        store: where models are kept; a chunk is on disk before the next one starts, and what is
+        engine: where models are trained: `Local()` or `Ray()`.
+        store: where models are kept; a stack is on disk when it is finished, and what is
             found there under the same recipe, records, table, seed and code is not trained again.
         progress: called with a label, the number done and the total.
-        workers: processes for recipes other than torch; by default one for each core, and none
-            where the models are done before the processes would have started.
+        path: "rule" chooses by the network's shapes; "explicit", "torch.func" or "one by one" is
+            taken where it can be; "timed" takes the fastest of a few steps on real batches, so
+            that two runs may take different ones, and differ in the last digits.
 
     Raises:
         InvalidInput: a table of another shape, a model without records, or training that
@@ -211,48 +236,57 @@ def train_many(
         StoreError: the disk is full; what was finished is kept.
     """
     _check(records, member, seed)
-    job = _Job(recipe, records, member, seed, objective, gradients)
-    path, why = _plan(job)
-    run = job.key(path)
+    job = _planned(_Job(recipe, records, member, seed, objective, gradients), path)
+    run = job.key()
     names = [f"model-{k:05d}{recipe.suffix}" for k in range(len(member))]
-    missing = [store is None or store.find(run, name) is None for name in names]
-    todo = [k for k, absent in enumerate(missing) if absent]
-    started, done = time.perf_counter(), len(names) - len(todo)
-    progress("models", done, len(names))
-    if store is not None and todo:
+    missing = {k for k, name in enumerate(names) if store is None or store.find(run, name) is None}
+    groups = [group for group in _groups(job) if missing & set(group)]
+    started, reused = time.perf_counter(), len(names) - len(missing)
+    progress("models", reused, len(names))
+    if store is not None and missing:
         store.forget_signals(run)
     kept: dict[int, BlackBox] = {}
-    size = 0
-    for finished, seconds in _trained(job, path, todo, store, run, names, workers):
-        for index, model in finished.items():
+    size, narrowest = 0, job.choice.width
+    if store is not None and missing:
+        job = replace(job, first=min(missing))
+    # between processes of one's own an estimator may travel as it is
+    packs = store is not None or isinstance(recipe, TorchRecipe)
+    pack = partial(_packed, recipe) if packs else None
+    for _, made in engine.run(_train, job, groups, pack=pack):
+        narrowest = min(narrowest, made.width)
+        for index, model in made.models.items():
+            if index not in missing:
+                continue
+            missing.discard(index)
             if store is None:
+                kept[index] = _unpacked(job, model, names[index])
+                continue
+            data = model if isinstance(model, bytes) else recipe.dumps(model)
+            seconds = made.seconds / len(made.models)
+            store.save(run, names[index], partial(_write, data), seconds)
+            size += len(data)
+            if size <= LARGEST_KEPT and not isinstance(model, bytes):
                 kept[index] = model
-            elif missing[index] and model is not None:
-                write = partial(_written, job, model, first=index == todo[0])
-                size += store.save(run, names[index], write, seconds).stat().st_size
-                if size <= LARGEST_KEPT:
-                    kept[index] = model
-            missing[index] = False
-        progress("models", len(names) - sum(missing), len(names))
+        progress("models", len(names) - len(missing), len(names))
     provenance = {
-        "path": path,
-        "why": why,
+        "path": job.choice.path,
+        "why": _said(job.choice, narrowest),
+        "engine": engine.name,
         "n_models": len(names),
-        "n_trained": len(todo),
-        "n_reused": done,
+        "n_trained": len(names) - reused,
+        "n_reused": reused,
         # what the models cost, not what this run paid: a resumed audit reports the same cost
         "seconds": time.perf_counter() - started if store is None else store.seconds(run),
         "key": run,
     }
     cache: SignalCache = MemoryCache() if store is None else StoredSignals(store, run)
-    models: Sequence[BlackBox]
-    if store is None:
-        models = [kept[k] for k in range(len(names))]
-    else:
-        paths = [store.path(run, n) for n in names]
-        still = {paths[k]: model for k, model in kept.items()}
-        models = _Models(recipe, paths, records.n_classes, still)
+    files = [None if store is None else store.path(run, name) for name in names]
+    models = _Models(recipe, records.n_classes, files, kept)
     return Pool(models, records, member, cache, provenance)
+
+
+def _write(data: bytes, part: Path) -> None:
+    part.write_bytes(data)
 
 
 def _check(records: Records, member: Table, seed: int) -> None:
@@ -271,8 +305,123 @@ def _check(records: Records, member: Table, seed: int) -> None:
         raise InvalidInput(f"expected a seed from 0, got {seed}")
 
 
-def _written(job: _Job, model: BlackBox, part: Path, first: bool) -> None:
-    """Write a model; of a run's first one, make sure that what is read back is that model.
+def _planned(job: _Job, path: str) -> _Job:
+    """The job, with the way that its models are trained."""
+    sizes = job.member.sum(axis=1)
+    common = np.flatnonzero(sizes == np.bincount(sizes).argmax())[:2]
+    rows = np.stack([job.rows(int(k)) for k in common])
+    choice = choose(
+        job.recipe,
+        job.records,
+        rows,
+        model_seed(job.seed, 0),
+        objective=job.objective,
+        own_gradients=job.gradients is not mean_gradients,
+        asked=path,
+    )
+    return replace(job, choice=choice)
+
+
+def _said(choice: Choice, narrowest: int) -> str:
+    if choice.path == "one by one" or narrowest == choice.width:
+        return choice.why
+    return f"{choice.why}; {narrowest} at a time, for lack of memory"
+
+
+def _groups(job: _Job) -> list[tuple[int, ...]]:
+    """Models that are trained together: cut at fixed places, of equally many records.
+
+    Whole groups, even where one model is missing: a stack of other width may round otherwise.
+    """
+    width, sizes = job.choice.width, job.member.sum(axis=1)
+    groups = []
+    for first in range(0, len(sizes), width):
+        part = range(first, min(first + width, len(sizes)))
+        for size in sorted({int(sizes[k]) for k in part}):
+            groups.append(tuple(k for k in part if sizes[k] == size))
+    return groups
+
+
+# --- what a worker does --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Models of a group: handles, or the content of their files where they have traveled.
+
+    Attributes:
+        seconds: of training all of them.
+        width: how many were trained together at least, which memory may have made fewer.
+    """
+
+    models: Mapping[int, BlackBox | bytes]
+    seconds: float
+    width: int
+
+
+def _train(job: _Job, group: tuple[int, ...]) -> _Made:
+    started = time.perf_counter()
+    if job.choice.path == "one by one" or (len(group) == 1 and job.choice.layers is None):
+        models, width = {k: job.alone(k) for k in group}, job.choice.width
+    else:
+        models, width = _fitting(job, group, job.choice.width)
+    if job.first in models:
+        _same_when_read(job, models[job.first])
+    return _Made(models, time.perf_counter() - started, width)
+
+
+def _fitting(job: _Job, group: tuple[int, ...], width: int) -> tuple[dict[int, BlackBox], int]:
+    """A stack, or two of half the width where memory does not suffice, and so on."""
+    assert isinstance(job.recipe, TorchRecipe)
+    need = len(group) * job.choice.each
+    if len(group) == 1 or need <= memory_left(job.recipe.device):
+        try:
+            return _stack(job, group), width
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if len(group) == 1:
+                raise InvalidInput(
+                    f"expected memory for one model (about {need / 2**20:.0f} MiB), got none "
+                    f"({str(error).splitlines()[0][:100]}); lower the batch size or free some"
+                ) from error
+    half = len(group) // 2
+    models, narrow = _fitting(job, group[:half], half)
+    others, narrower = _fitting(job, group[half:], len(group) - half)
+    return models | others, min(narrow, narrower)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _stack(job: _Job, group: Sequence[int]) -> dict[int, BlackBox]:
+    recipe = job.recipe
+    assert isinstance(recipe, TorchRecipe)
+    streams = [Streams.of(model_seed(job.seed, k)) for k in group]
+    nets = [built(recipe, s.initial).to(recipe.device) for s in streams]
+    rows = np.stack([job.rows(k) for k in group])
+    objective = job.objective or RecipeLoss(recipe)
+    with one_thread():
+        data = Resident(job.records, nets[0], recipe.device)
+        fit_stack(recipe, data, nets, rows, streams, objective, job.choice.layers)
+    return {k: recipe.handle(checked(net)) for k, net in zip(group, nets, strict=True)}
+
+
+def _packed(recipe: Recipe, made: _Made) -> _Made:
+    """What travels between processes."""
+    return replace(made, models={k: recipe.dumps(model) for k, model in made.models.items()})
+
+
+def _unpacked(job: _Job, model: BlackBox | bytes, name: str) -> BlackBox:
+    if isinstance(model, bytes):
+        return job.recipe.loads(model, name, job.records.n_classes)
+    return model
+
+
+def _same_when_read(job: _Job, model: BlackBox) -> None:
+    """Nothing, where a stored model answers as it did before.
 
     A module may keep what it learned or drew outside of its parameters and buffers, and an
     estimator may hold objects that are not loaded.
@@ -280,11 +429,8 @@ def _written(job: _Job, model: BlackBox, part: Path, first: bool) -> None:
     Raises:
         InvalidInput: it cannot be read back, or answers otherwise then.
     """
-    job.recipe.write(model, part)
-    if not first:
-        return
     try:
-        again = job.recipe.read(part, job.records.n_classes)
+        again = job.recipe.loads(job.recipe.dumps(model), "a model", job.records.n_classes)
     except DamagedFile as error:
         raise InvalidInput(
             f"expected a model that can be read back without a pickle, but: {error}; train it "
@@ -298,120 +444,3 @@ def _written(job: _Job, model: BlackBox, part: Path, first: bool) -> None:
             f"answers differ by {gap:.2g} once written and read; keep "
             "what it draws or learns in buffers (register_buffer), or train without a store"
         )
-
-
-def _plan(job: _Job) -> tuple[str, str]:
-    """Which path, and why."""
-    recipe = job.recipe
-    if not isinstance(recipe, TorchRecipe):
-        return "one by one", "only torch models are stacked"
-    if job.gradients is not mean_gradients:
-        return "one by one", "it has gradients of its own"
-    sizes = job.member.sum(axis=1)
-    common = sizes == np.bincount(sizes).argmax()
-    if common.sum() < 2:
-        return "one by one", "no two models have equally many records"
-    rows = np.stack([job.rows(int(k)) for k in np.flatnonzero(common)[:2]])
-    objective = job.objective or RecipeLoss(recipe)
-    reason = why_alone(recipe, job.records, rows, objective, model_seed(job.seed, 0))
-    if reason:
-        return "one by one", reason
-    return "stacked", "a probe of two models gave what training alone gives"
-
-
-Finished = tuple[dict[int, Any], float]
-
-
-def _trained(
-    job: _Job,
-    path: str,
-    todo: Sequence[int],
-    store: Store | None,
-    run: str,
-    names: Sequence[str],
-    workers: int | None,
-) -> Iterator[Finished]:
-    """Models as they are finished, with the seconds that each took."""
-    if not todo:
-        return
-    if path == "stacked":
-        yield from _stacks(job, todo)
-        return
-    rest = list(todo)
-    while rest:
-        index = rest.pop(0)
-        started = time.perf_counter()
-        model = job.alone(index)
-        seconds = time.perf_counter() - started
-        yield {index: model}, seconds
-        if isinstance(job.recipe, TorchRecipe) or not rest:
-            continue
-        if workers is None and seconds * len(rest) < PROCESSES_PAY:
-            continue
-        yield from _in_processes(job, rest, store, run, names, workers)
-        return
-
-
-def _stacks(job: _Job, todo: Sequence[int]) -> Iterator[Finished]:
-    """Whole chunks, even where one model is missing: a stack of other width rounds otherwise."""
-    wanted = sorted({k // CHUNK for k in todo})
-    for chunk in wanted:
-        everyone = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(job.member)))
-        sizes = {k: int(job.member[k].sum()) for k in everyone}
-        for size in sorted(set(sizes.values())):
-            group = [k for k in everyone if sizes[k] == size]
-            if not set(group) & set(todo):
-                continue
-            started = time.perf_counter()
-            models = _stack(job, group)
-            yield models, (time.perf_counter() - started) / len(group)
-
-
-def _stack(job: _Job, group: Sequence[int]) -> dict[int, BlackBox]:
-    recipe = job.recipe
-    assert isinstance(recipe, TorchRecipe)
-    if len(group) == 1:
-        return {group[0]: job.alone(group[0])}
-    streams = [Streams.of(model_seed(job.seed, k)) for k in group]
-    nets = [built(recipe, s.initial).to(recipe.device) for s in streams]
-    rows = np.stack([job.rows(k) for k in group])
-    with one_thread():
-        data = Resident(job.records, nets[0], recipe.device)
-        fit_stack(recipe, data, nets, rows, streams, job.objective or RecipeLoss(recipe))
-    return {k: recipe.handle(checked(net)) for k, net in zip(group, nets, strict=True)}
-
-
-def _in_processes(
-    job: _Job,
-    todo: Sequence[int],
-    store: Store | None,
-    run: str,
-    names: Sequence[str],
-    workers: int | None,
-) -> Iterator[Finished]:
-    from joblib import Parallel, cpu_count, delayed
-
-    count = min(workers or cpu_count(), len(todo))
-    paths = [store.path(run, names[k]) if store is not None else None for k in todo]
-    tasks = (delayed(_one_process)(job, k, path) for k, path in zip(todo, paths, strict=True))
-    results = Parallel(n_jobs=count, return_as="generator_unordered")(tasks)
-    try:
-        for index, model, written, seconds in results:
-            if store is not None:
-                store.adopt(written[0], run, names[index], written[1], seconds)
-            yield {index: model}, seconds
-    finally:
-        with warnings.catch_warnings():
-            # after Ctrl-C or a full disk: that tasks are given up needs no advice
-            warnings.simplefilter("ignore")
-            results.close()
-
-
-def _one_process(job: _Job, index: int, path: Path | None) -> tuple[int, Any, Any, float]:
-    started = time.perf_counter()
-    model = job.alone(index)
-    seconds = time.perf_counter() - started
-    if path is None:
-        return index, model, None, seconds
-    write = partial(job.recipe.write, model)
-    return index, None, write_beside(path, write), seconds

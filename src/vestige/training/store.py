@@ -1,29 +1,41 @@
-"""Models and signals on disk: one file a model, a manifest that says what was finished.
+"""Models and signals on disk: one file a model, one a signal, and a manifest of what was finished.
 
-A file is written beside its place and synced, then renamed and entered in the manifest with its
-sha256 in one transaction: what the manifest names is whole, whatever moment the process was killed
-at and whoever else writes there. What is missing, damaged or foreign is named and made again,
-never used.
+A model's file is written beside its place and synced, then renamed and entered in the manifest
+with its sha256 in one transaction. A signal's file grows in place, block by block of models, and
+each block is entered once it is synced. So what the manifest names is whole, whatever moment the
+process was killed at and whoever else writes there. What is missing, damaged or foreign is named
+and made again, never used.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import math
 import os
+import re
 import socket
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vestige.errors import StoreError
+from vestige.reading import Block, same_columns
 
 __all__ = ["Store", "StoredSignals", "write_atomically"]
+
+Floats = NDArray[np.float64]
+
+LARGEST_IN_MEMORY = 256 * 2**20
+"""Bytes of a signal above which it stays on disk, and is mapped into memory."""
 
 _COLUMNS = ["run", "name", "sha256", "seconds"]
 _TABLE = """
@@ -177,11 +189,36 @@ class Store:
             )
 
     def forget_signals(self, run: str) -> None:
-        """Have signals read again: models of the run were made again since."""
+        """Have signals read again: models of the run were made again since.
+
+        Their files stay, to be written over: another process may be at it.
+        """
         with explained(self._manifest), self._connected() as connection:
             connection.execute("DELETE FROM files WHERE run = ? AND name LIKE 'signal-%'", (run,))
-        for path in (self.folder / run).glob("signal-*.npz"):
-            path.unlink(missing_ok=True)
+
+    def entered(self, run: str, prefix: str) -> dict[str, str]:
+        """The sha256 of everything whose name begins so."""
+        with explained(self._manifest), self._connected() as connection:
+            rows = connection.execute(
+                "SELECT name, sha256 FROM files WHERE run = ? AND substr(name, 1, ?) = ?",
+                (run, len(prefix), prefix),
+            ).fetchall()
+        return dict(rows)
+
+    def enter(self, run: str, digests: Mapping[str, str]) -> None:
+        """Name what was written and synced, all of it or nothing."""
+        rows = [(run, name, digest, 0.0) for name, digest in digests.items()]
+        with explained(self._manifest), self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
+
+    def set_aside(self, run: str, names: Sequence[str], why: str) -> None:
+        """Forget what is not what was written, and say why."""
+        with explained(self._manifest), self._connected() as connection:
+            connection.executemany(
+                "DELETE FROM files WHERE run = ? AND name = ?", [(run, name) for name in names]
+            )
+        self._tell(why)
 
     def find(self, run: str, name: str) -> Path | None:
         """The file if it is there and exactly what was written, else None (and why, told)."""
@@ -212,32 +249,208 @@ class Store:
         return float(row[0])
 
 
+LARGEST_IN_MEMORY = 256 * 2**20
+"""Bytes of a signal above which it stays on disk, and is mapped into memory."""
+
+
 class StoredSignals:
-    """A pool's signals, kept in its run's folder and in memory."""
+    """A pool's signals in its run's folder; small ones in memory too."""
 
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, run
-        self._kept: dict[str, NDArray[np.float64]] = {}
+        self._kept: dict[str, _Stored] = {}
 
-    def get(self, key: str) -> NDArray[np.float64] | None:
-        if key not in self._kept:
-            path = self._store.find(self._run, _signal_file(key))
-            if path is None:
-                return None
-            with np.load(path, allow_pickle=False) as stored:
-                self._kept[key] = stored["signal"]
-            self._kept[key].setflags(write=False)
-        return self._kept[key]
+    def kept(self, key: str, n_models: int, n_records: int) -> _Stored:
+        name = f"signal-{key}-{n_models}.npy"
+        if name not in self._kept:
+            self._kept[name] = _Stored(self._store, self._run, name, (n_models, n_records))
+        return self._kept[name]
 
-    def put(self, key: str, values: NDArray[np.float64]) -> None:
-        self._kept[key] = values
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez(file, signal=values)
-
-        self._store.save(self._run, _signal_file(key), write)
+    def commit(self) -> None:
+        """Sync what was put and enter all of it at once."""
+        written: dict[str, str] = {}
+        for signal in self._kept.values():
+            written |= signal.synced()
+        if written:
+            self._store.enter(self._run, written)
+        for signal in self._kept.values():
+            signal.pending.clear()
 
 
-def _signal_file(key: str) -> str:
-    return f"signal-{key}.npz"
+class _Stored:
+    """One signal's file: an .npy of all models and records, whose blocks are written in place.
+
+    Never through a map of it, where a full disk is a signal that ends the process.
+
+    Attributes:
+        pending: sha256 of the blocks that are written and not yet entered.
+    """
+
+    def __init__(self, store: Store, run: str, name: str, shape: tuple[int, int]) -> None:
+        self._store, self._run, self._name = store, run, name
+        self._path = store.path(run, name)
+        self._shape: tuple[int, ...] = shape
+        self._header = b""
+        self._values: Floats | None = None
+        self._done: set[Block] = set()
+        self._identity = (0, 0)
+        self.pending: dict[str, str] = {}
+        self._find()
+
+    def is_whole(self) -> bool:
+        n_values = self._shape[0] * self._shape[1]
+        return bool(self._done) and sum(b.size for b in self._done) == n_values
+
+    def has(self, block: Block) -> bool:
+        return block in self._done
+
+    def put(self, block: Block, values: Floats) -> None:
+        if not self._header:
+            self._begin(values.shape[2:])
+        same_columns(self._shape[2:], values.shape[2:])
+        sha256 = hashlib.sha256()
+        with explained(self._path), self._path.open("r+b", buffering=0) as file:
+            for k, row in enumerate(values, start=block.start):
+                data = row.tobytes()
+                sha256.update(data)
+                _write_at(file, self._offset(k, block.first), data)
+        if self._values is not None:
+            self._values[block.start : block.stop, block.first : block.last] = values
+        self._done.add(block)
+        self.pending[self._entry(block)] = sha256.hexdigest()
+
+    def synced(self) -> dict[str, str]:
+        """What is pending, once it is on disk."""
+        if self.pending:
+            with explained(self._path), self._path.open("r+b") as file:
+                os.fsync(file.fileno())
+        return self.pending
+
+    def values(self) -> Floats:
+        whole = self._values if self._values is not None else self._mapped()
+        view = whole.view()
+        view.setflags(write=False)
+        return view
+
+    def _mapped(self) -> Floats:
+        with explained(self._path), self._path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if _identity(file) != self._identity or size < self._offset(self._shape[0], 0):
+                raise StoreError(
+                    f"expected {self._path} as it was written, but another process has replaced "
+                    "it; run the same command again"
+                )
+            mapped = np.memmap(file, np.float64, "r", len(self._header), self._shape)
+        return np.asarray(mapped)
+
+    def _begin(self, columns: tuple[int, ...]) -> None:
+        """Make the file where it is absent, with the header of the whole signal."""
+        self._settle(columns)
+        with explained(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # not anew: another process may have begun the same one, and gone on
+            self._path.touch()
+            with self._path.open("r+b", buffering=0) as file:
+                if file.read(len(self._header)) != self._header:
+                    _write_at(file, 0, self._header)
+                self._identity = _identity(file)
+
+    def _settle(self, columns: tuple[int, ...]) -> None:
+        self._shape = (*self._shape[:2], *columns)
+        self._header = _header(self._shape)
+        if 8 * math.prod(self._shape) <= LARGEST_IN_MEMORY:
+            self._values = np.empty(self._shape)
+
+    def _find(self) -> None:
+        """Take the blocks that are what was written, and say which are not."""
+        entered = self._store.entered(self._run, f"{self._name}[")
+        if not entered:
+            return
+        folder, lost = self._path.parent.parent, list(entered)
+        if not self._path.exists():
+            self._store.set_aside(
+                self._run, lost, f"{self._name} is gone from {folder}; made again"
+            )
+            return
+        with explained(self._path), self._path.open("rb") as file:
+            columns = _columns(file, self._shape)
+            if columns is not None:
+                self._settle(columns)
+                self._identity = _identity(file)
+                lost = [e for e, digest in entered.items() if not self._take(file, e, digest)]
+        if not self._done:  # nor is the header to be trusted then
+            self._shape, self._header, self._values = self._shape[:2], b"", None
+        if lost:
+            self._store.set_aside(
+                self._run,
+                lost,
+                f"{self._name} in {folder} is damaged (not what was written) in {len(lost)} of "
+                f"{len(entered)} blocks; made again",
+            )
+
+    def _take(self, file: BinaryIO, entry: str, digest: str) -> bool:
+        """Whether a block is what was written; then it is there."""
+        found = re.fullmatch(r".*\[(\d+):(\d+),(\d+):(\d+)\]", entry)
+        if found is None:
+            return False
+        block = Block(*(int(number) for number in found.groups()))
+        size = os.fstat(file.fileno()).st_size
+        inside = block.stop <= self._shape[0] and block.last <= self._shape[1]
+        if not inside or self._offset(block.stop - 1, block.last) > size:
+            return False
+        sha256 = hashlib.sha256()
+        for row in self._rows(file, block):
+            sha256.update(row)
+        if sha256.hexdigest() != digest:
+            return False
+        if self._values is not None:
+            part = self._values[block.start : block.stop, block.first : block.last]
+            for k, row in enumerate(self._rows(file, block)):
+                part[k] = np.frombuffer(row).reshape(part.shape[1:])
+        self._done.add(block)
+        return True
+
+    def _rows(self, file: BinaryIO, block: Block) -> Iterator[bytes]:
+        for k in range(block.start, block.stop):
+            file.seek(self._offset(k, block.first))
+            yield file.read(self._offset(k, block.last) - self._offset(k, block.first))
+
+    def _offset(self, model: int, record: int) -> int:
+        """Where a model's values of a record begin in the file."""
+        before = model * self._shape[1] + record
+        return len(self._header) + 8 * before * math.prod(self._shape[2:])
+
+    def _entry(self, block: Block) -> str:
+        return f"{self._name}[{block.start}:{block.stop},{block.first}:{block.last}]"
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """What an .npy file of float64 in this shape begins with."""
+    made = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(made, header)
+    return made.getvalue()
+
+
+def _columns(file: BinaryIO, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """What a file's header has behind the models and the records, if it is of that shape."""
+    try:
+        np.lib.format.read_magic(file)
+        found, _, kind = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, EOFError):
+        return None
+    sound = kind == np.float64 and found[:2] == shape and len(found) <= 3
+    return found[2:] if sound and file.tell() == len(_header(found)) else None
+
+
+def _write_at(file: FileIO, offset: int, data: bytes) -> None:
+    """Write it all: a disk that is about to be full takes a part before it refuses."""
+    file.seek(offset)
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _identity(file: BinaryIO | FileIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino
