@@ -551,3 +551,82 @@ def test_an_attack_need_not_be_a_dataclass():
 
     made = run(replace(quiet_plan(100, 100), attacks={"plain": Plain()}))
     assert made.findings[0].config == {"attack": "Plain()"}
+
+
+# --- how often reference models are asked ------------------------------------------------------
+
+
+def overfit_plan(**changed):
+    world = overfit_world(n_members=120, n_nonmembers=120, n_population=60, n_models=6)
+    return vs.Plan(world.split, world.target, known=world.known, **changed)
+
+
+def test_each_reference_model_is_asked_about_each_record_once():
+    plan, told = overfit_plan(), []
+    report = run(plan, progress=lambda *said: told.append(said))
+    assert {"lira_online", "lira_offline", "rmia_online"} <= {f.attack for f in report.findings}
+    assert [model.n_queries for model in plan.known.models] == [240 + 60] * 6
+    signals = [said[1:] for said in told if said[0] == "signals"]
+    assert signals == [(k, 12) for k in (*range(7), *range(6, 13))]
+    assert told.index(("signals", 12, 12)) < [label for label, *_ in told].index("attacks")
+    assert 0 < report.provenance.seconds["signals"] < report.provenance.seconds["total"]
+
+
+@pytest.mark.parametrize("name", [n for n, a in STANDARD.items() if a.about.needs_models])
+def test_attacks_read_the_signals_that_they_say(name):
+    plan = overfit_plan()
+    about = STANDARD[name].about
+    candidates, known = plan.split.candidates, plan.known
+    assert about.signals
+    known.read(about.signals, candidates)
+    if about.needs_population:
+        known.read(about.signals, known.without(candidates.ids))
+    before = [model.n_queries for model in known.models]
+    STANDARD[name].run(plan.target, candidates, known)
+    assert [model.n_queries for model in known.models] == before
+
+
+def test_nothing_is_read_ahead_for_attacks_that_leave_records_out():
+    plan = overfit_plan(attacks=["lira_offline"])
+    # nobody saw the first record: online attacks leave it out
+    member = plan.known.member.copy()
+    member[:, plan.known.records.ids == plan.split.members.ids[0]] = False
+    told = []
+    run(
+        replace(plan, known=replace(plan.known, member=member)),
+        progress=lambda *said: told.append(said),
+    )
+    assert "signals" not in {label for label, *_ in told}
+
+
+def test_references_that_lack_a_class_are_the_attacks_to_refuse():
+    plan = overfit_plan()
+    narrow = [Table(np.zeros((300, 2))) for _ in plan.known.models]
+    report = run(replace(plan, known=replace(plan.known, models=narrow)))
+    left_out = [w.message for w in report.warnings if w.code == "attacks_left_out"]
+    assert sum("labels below 2, the number of classes that model 0" in m for m in left_out) >= 4
+    assert "loss" in {f.attack for f in report.findings}
+
+
+class Noted:
+    """An engine that notes what it was asked to run."""
+
+    name = "noted"
+
+    def __init__(self):
+        self.runs = []
+
+    def run(self, work, shared, tasks, *, pack=None):
+        self.runs.append(len(tasks))
+        for place, task in enumerate(tasks):
+            yield place, work(shared, task)
+
+
+def test_models_are_trained_and_asked_where_the_engine_is():
+    split, engine = random_split(60, 60, 40), Noted()
+    recipe = vs.EstimatorRecipe(DecisionTreeClassifier())
+    plan = vs.Plan(split, None, recipe, references=4, attacks=["lira_online", "rmia_online"])
+    report = run(plan, engine=engine)
+    # the target, its references, and the signals of candidates and of the population
+    assert engine.runs == [1, 4, 4, 4]
+    assert [f.metrics for f in report.findings] == [f.metrics for f in run(plan).findings]

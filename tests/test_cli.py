@@ -192,7 +192,7 @@ def test_engines_that_are_refused(vestige_command: Vestige, tmp_path, words, why
 
 def test_ray_that_is_not_installed(vestige_command: Vestige, tmp_path, monkeypatch):
     write_world(tmp_path)
-    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)  # also keeps the program's guard away from ours
     refusal = vestige_command("audit", "plan.toml", "--engine", "ray").refusal
     assert "run `pip install 'vestige[ray]'`" in refusal
 
@@ -209,14 +209,16 @@ def test_ray_that_is_not_installed(vestige_command: Vestige, tmp_path, monkeypat
 def test_the_engine_that_is_asked_for(
     vestige_command: Vestige, tmp_path, monkeypatch, words, engine
 ):
-    asked = []
+    asked, guarded = [], []
 
     def run(plan: object, out: Path, **options: object) -> None:
         asked.append(options["engine"])
 
+    monkeypatch.setattr("vestige.training.cluster.guard", lambda: guarded.append(True))
     monkeypatch.setattr(sys.modules["vestige.audit"], "run", run)
     write_world(tmp_path)
     assert vestige_command("audit", "plan.toml", *words).code == 0 and asked == [engine]
+    assert bool(guarded) == (engine == Ray())
 
 
 @pytest.mark.slow

@@ -8,10 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vestige import progress
+from vestige.models import Predictions
+from vestige.pool import Pool
 from vestige.progress import Bars, Lines, shown
+from vestige.records import Records
+from vestige.signals import cross_entropy_loss
 
 
 class Clock:
@@ -62,6 +67,55 @@ def test_labels_have_their_own_clocks(clock, capsys):
     lines("models", 1, 4)
     lines("target", 1, 1)
     assert capsys.readouterr().err.splitlines() == ["target 0/1", "models 0/4", "target 1/1"]
+
+
+def left(bars, label):
+    """Seconds left, as a bar says it."""
+    return bars._progress.tasks[bars._tasks[label]].time_remaining
+
+
+def test_bars_say_what_is_left(clock):
+    with Bars() as bars:
+        bars("models", 60, 100)  # resumed
+        assert left(bars, "models") is None
+        for done in (70, 80, 90):
+            clock.now += 10
+            bars("models", done, 100)
+        assert left(bars, "models") == 10
+        bars("signals", 0, 512)
+        for done in (32, 64, 96):
+            clock.now += 1
+            bars("signals", done, 512)
+        assert left(bars, "signals") == (512 - 96) / 32
+        bars("signals", 512, 512)
+        assert left(bars, "signals") == 0
+
+
+def test_bars_of_models_that_take_minutes_say_what_is_left_too(clock):
+    with Bars() as bars:
+        for done in range(4):
+            bars("signals", done, 10)
+            clock.now += 300
+        assert left(bars, "signals") == 7 * 300
+
+
+def test_signals_are_read_with_time_left(clock, capsys):
+    class Slow(Predictions):
+        def log_probabilities(self, x):
+            clock.now += 20
+            return super().log_probabilities(x)
+
+    records = Records.from_arrays(np.arange(5)[:, None], np.zeros(5, dtype=int))
+    models = [Slow(logits=np.ones((5, 2))) for _ in range(4)]
+    pool = Pool(models, records, np.zeros((4, 5), dtype=bool))
+    pool.read([cross_entropy_loss], records, progress=Lines(every=10))
+    assert capsys.readouterr().err.splitlines() == [
+        "signals 0/4",
+        "signals 1/4, about 60 s left",
+        "signals 2/4, about 40 s left",
+        "signals 3/4, about 20 s left",
+        "signals 4/4",
+    ]
 
 
 def test_quiet_says_nothing(capsys):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
 from vestige import signals
 
@@ -138,3 +138,39 @@ def test_records_do_not_influence_each_other(signal, naive):
     y = np.array([0, 1, 2, 3, 0, 1])
     alone = [signal(table[i : i + 1], y[i : i + 1])[0] for i in range(6)]
     np.testing.assert_array_equal(signal(table, y), alone)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8, 9, 100])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 300.0])
+def test_the_rest_is_summed_as_scipy_does(classes, scale):
+    rng = np.random.default_rng(0)
+    table = rng.normal(0, scale, (500, classes))
+    table[:100] = np.round(table[:100])  # ties
+    table -= table.max(axis=1, keepdims=True)
+    y = rng.integers(0, classes, 500)
+    rest = table.copy()
+    rest[np.arange(500), y] = -np.inf
+    np.testing.assert_allclose(
+        signals._log_of_rest(table, y), logsumexp(rest, axis=1), rtol=1e-14, atol=0
+    )
+
+
+def test_no_other_class_has_a_probability():
+    table = np.array([[0.0, -np.inf, -np.inf], [-np.inf, 0.0, -np.inf]])
+    assert signals.true_class_margin(table, np.array([0, 0])).tolist() == [np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("signal", [ours for ours, _ in PAIRS] + [signals.log_probabilities])
+def test_rows_may_lie_class_by_class(signal):
+    rng = np.random.default_rng(1)
+    table = log_softmax(rng.normal(0, 5, (200, 7)), axis=1)
+    y = rng.integers(0, 7, 200)
+    one, other = signal(table, y), signal(np.asfortranarray(table), y)
+    np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-300)
+    # each record by itself
+    np.testing.assert_array_equal(one[50:60], signal(table[50:60], y[50:60]))
+
+
+def test_the_answers_are_a_signal():
+    table = np.log([[0.9, 0.1], [0.4, 0.6]])
+    assert signals.log_probabilities(table, np.array([0, 0])) is table

@@ -127,9 +127,12 @@ def audit(
     from dataclasses import replace
 
     from vestige.plans import plan_of
+    from vestige.training.cluster import guard
     from vestige.training.engines import engine_of
 
     where = engine_of(engine, workers, address)
+    if engine == "ray" and address is None:
+        guard()
     made = plan_of(plan, seed=seed, references=references, trust_pickle=trust_pickle)
     changes: dict[str, Any] = {
         "command": _command(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -458,14 +458,12 @@ def _planned(
         outer = [m for m in asked if all(m is not linear for linear in pairs.values())]
         inside -= {id(p) for m in outer for p in m.parameters()}
     dense = {name: p for name, p in wanted.items() if id(p) not in inside}
-    rows = network.batch_size
-    if whole or dense or len(pairs) > 1:
-        size = sum(p.numel() * p.element_size() for p in dense.values())
-        rows = max(1, min(rows, _budget(trial.x.device) // (2 * (size + trial.kept) + 1)))
+    size = trial.kept + sum(p.numel() * p.element_size() for p in dense.values())
+    rows = max(1, min(network.batch_size, _budget(trial.x.device) // (2 * size + 1)))
     return _Plan(network, loss, layers, pairs, dense, trial.vmapped(dense), rows)
 
 
-def _union(parts: Iterator[dict[str, nn.Parameter]] | Any) -> dict[str, nn.Parameter]:
+def _union(parts: Iterable[dict[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
     """Parameters of several layers, each one once."""
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for part in parts:
@@ -818,7 +816,7 @@ def _length(rows: Tensor) -> Tensor:
     return length
 
 
-def _finite(found: Any) -> None:
+def _finite(found: Iterable[Tensor]) -> None:
     for tensor in found:
         # a finite sum has finite terms, and is cheaper to see
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,12 +20,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from vestige import reading
 from vestige.errors import InvalidInput
 from vestige.models import BlackBox, Predictions, TorchModel
-from vestige.pool import Pool
+from vestige.pool import MemoryCache, Pool
 from vestige.records import Records
 from vestige.signals import log_probabilities
 from vestige.training import CNN, MLP
 from vestige.training import asking as asking_module
 from vestige.training.asking import Stacks
+from vestige.training.engines import Local
 
 Floats = NDArray[np.float64]
 N = 700
@@ -95,6 +97,7 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "tanh": MLP(FEATURES, CLASSES, hidden=(10, 5), activation="tanh"),
     "relu": MLP(FEATURES, CLASSES, hidden=(7,)),
     "wide": MLP(FEATURES, 12, hidden=(150, 30)),
+    "large": MLP(FEATURES, 12, hidden=(400, 300)),
     "linear": chain(nn.Linear(FEATURES, CLASSES)),
     "two classes": MLP(FEATURES, 2, hidden=(4,), activation="tanh"),
     "one logit": MLP(FEATURES, 1, hidden=(4,), activation="tanh"),
@@ -131,7 +134,7 @@ def test_confident_answers_keep_their_digits_and_ties_are_ties() -> None:
 
 
 def test_what_a_model_answers_does_not_depend_on_who_is_asked_beside_it() -> None:
-    for kind in ("tanh", "wide"):
+    for kind in ("tanh", "wide", "large"):
         x = inputs(5000)
         models = [TorchModel(net) for net in networks(PLAIN[kind], 41)]
         together = answered(models, x)
@@ -142,7 +145,7 @@ def test_what_a_model_answers_does_not_depend_on_who_is_asked_beside_it() -> Non
 
 def test_nor_on_how_the_records_are_cut() -> None:
     x = inputs(3 * reading.STEP + 77)
-    for kind in ("tanh", "wide"):
+    for kind in ("tanh", "wide", "large"):
         models = [TorchModel(net) for net in networks(PLAIN[kind], 3)]
         whole = answered(models, x)
         cuts = [0, reading.STEP, 3 * reading.STEP, len(x)]
@@ -176,7 +179,6 @@ OTHERS: dict[str, Callable[[], BlackBox]] = {
     "other when asked": lambda: TorchModel(EvalOnly()),
     "probabilities": lambda: TorchModel(softmaxed(), outputs="probabilities"),
     "picked logits": lambda: TorchModel(PLAIN["relu"](), logits=lambda out: 3 * out),
-    "large": lambda: TorchModel(MLP(FEATURES, CLASSES, hidden=(400, 300))()),
     "half precision": lambda: TorchModel(PLAIN["relu"]().bfloat16()),
     "frozen": lambda: TorchModel(PLAIN["relu"]().requires_grad_(False)),
 }
@@ -196,7 +198,7 @@ def test_any_models_in_any_order() -> None:
     x = inputs(50)
     table = Predictions(logits=np.random.default_rng(0).normal(size=(50, CLASSES)))
     kinds = [*PLAIN.values()] * 2
-    models: list[BlackBox] = [TorchModel(build()) for build in kinds]
+    models: list[BlackBox] = [TorchModel(build(), outputs="logits") for build in kinds]
     models[3:3] = [OTHERS[kind]() for kind in OTHERS]
     for model, got in zip(models, answered(models, x), strict=True):
         np.testing.assert_allclose(got, model.log_probabilities(x), atol=1e-5)
@@ -312,3 +314,16 @@ def test_the_key_is_of_this_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Stacks().key()) == 64 and Stacks().key() != reading.OneByOne().key()
     monkeypatch.setattr(asking_module, "_sources", lambda: "another")
     assert Stacks().key() == "another"
+
+
+@pytest.mark.slow
+def test_workers_read_what_is_read_here() -> None:
+    x = inputs(3000)
+    records = Records.from_arrays(x, np.arange(len(x)) % CLASSES)
+    models = [TorchModel(net) for net in networks(PLAIN["tanh"], 40)]
+    pool = Pool(models, records, np.zeros((40, len(x)), dtype=bool), asker=Stacks())
+    here = pool.read([log_probabilities, lambda table, y: table[:, 0] - table[:, 1]], records)
+    other = replace(pool, cache=MemoryCache())
+    signals = [log_probabilities, lambda table, y: table[:, 0] - table[:, 1]]
+    there = other.read(signals, records, engine=Local(2))
+    assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))

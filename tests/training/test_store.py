@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from asked import MODELS, RECORDS, SIGNALS, pool_of, read, same
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from small import CLASSES, FEATURES, same_bits, some_records
 
 import vestige
+from vestige import reading as reading_module
 from vestige.errors import DamagedFile, StoreError
 from vestige.models import TorchModel
 from vestige.pool import Pool
@@ -236,6 +238,13 @@ def test_a_file_damaged_after_it_was_found_is_one_sentence(tmp_path: Path) -> No
     truncate(files(tmp_path)[0])
     with pytest.raises(DamagedFile, match=r"expected a safetensors file, model-00000"):
         pool.models[0]
+
+
+def test_a_manifest_that_another_process_set_aside(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "manifest.sqlite").rename(tmp_path / "manifest.damaged")
+    store.save("run", "one.bin", writing(b"1"))
+    assert store.find("run", "one.bin") is not None and store.seconds("run") == 0
 
 
 # --- the disk ----------------------------------------------------------------------------------
@@ -528,13 +537,225 @@ def test_signals_of_models_that_were_made_again_are_read_again(
     assert np.array_equal(after[1:], before[1:])
 
 
-def test_damaged_signals_are_named_and_read_again(tmp_path: Path) -> None:
-    records = some_records(N)
-    first = trained(tmp_path)[0].signals(cross_entropy_loss, records)
-    flip(files(tmp_path, "signal-*.npy")[0])
-    pool, told = trained(tmp_path)
-    assert np.array_equal(pool.signals(cross_entropy_loss, records), first)
-    assert len(told) == 1 and "is damaged" in told[0] and "signal-" in told[0]
+def test_a_signals_file_is_written_in_place_with_few_syncs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs: list[int] = []
+    whole = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (syncs.append(file), whole(file)))
+    values, notes, told = read(tmp_path)
+    assert len(syncs) == 2 and len(files(tmp_path, "*.npy")) == 2 and told == []
+    assert same(values, read()[0]) and notes == list(range(MODELS))
+    for path in files(tmp_path, "*.npy"):
+        assert any(np.array_equal(np.load(path), signal) for signal in values)
+    assert same(read(tmp_path)[0], values) and read(tmp_path)[1:] == ([], [])
+    assert not values[0].flags.writeable
+
+
+def test_a_large_signal_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LARGEST_IN_MEMORY", 8 * MODELS * RECORDS)
+    for _ in range(2):
+        values, _, told = read(tmp_path)
+        assert told == [] and same(values, read()[0])
+        assert [isinstance(signal.base, np.memmap) for signal in values] == [False, True]
+        assert not values[1].flags.writeable and values[1].dtype == np.float64
+
+
+def overwrite(path: Path, start: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(data)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str, list[int]]] = {
+    "one bit": (flip, "is damaged (not what was written) in 1 of 10 blocks; made again", [4]),
+    "truncated": (truncate, "is damaged (not what was written) in 1 of 10 blocks", [9]),
+    "emptied": (lambda path: path.write_bytes(b""), "in 10 of 10 blocks", list(range(10))),
+    "deleted": (Path.unlink, "is gone from", list(range(10))),
+    "no header": (lambda path: overwrite(path, 0, b"\0" * 90), "10 of 10", list(range(10))),
+    "another's header": (
+        lambda path: overwrite(path, 0, store_module._header((MODELS, RECORDS, 7))),
+        "in 10 of 10 blocks",
+        list(range(10)),
+    ),
+    "a huge header": (
+        lambda path: overwrite(path, 0, store_module._header((MODELS, RECORDS, 10**12))),
+        "in 10 of 10 blocks",
+        list(range(10)),
+    ),
+}
+
+
+@pytest.mark.parametrize("largest", [2**20, 0], ids=["memory", "mapped"])
+@pytest.mark.parametrize("damage", BROKEN)
+def test_damaged_signals_are_named_and_only_they_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, largest: int
+) -> None:
+    monkeypatch.setattr(store_module, "LARGEST_IN_MEMORY", largest)
+    read(tmp_path)
+    do, message, lost = BROKEN[damage]
+    broken = files(tmp_path, "signal-*.npy")[0]
+    do(broken)
+    values, notes, told = read(tmp_path)
+    assert notes == lost and same(values, read()[0])
+    assert len(told) == 1 and message in told[0] and broken.name in told[0]
+    values, notes, told = read(tmp_path)
+    assert (notes, told) == ([], []) and same(values, read()[0])
+
+
+def test_a_file_of_another_signal_is_not_used(tmp_path: Path) -> None:
+    read(tmp_path)
+    one, other = files(tmp_path, "signal-*.npy")
+    one.write_bytes(other.read_bytes())
+    values, _, told = read(tmp_path)
+    assert same(values, read()[0]) and "in 10 of 10 blocks" in told[0] and len(told) == 1
+
+
+def test_what_the_manifest_does_not_name_is_not_used(tmp_path: Path) -> None:
+    read(tmp_path)
+    for path in files(tmp_path, "signal-*.npy"):
+        overwrite(path, 200, b"\1" * 64)
+    Store(tmp_path).forget_signals("run")
+    values, notes, told = read(tmp_path)
+    assert same(values, read()[0]) and len(notes) == MODELS and told == []
+
+
+def test_a_mapped_signal_whose_file_was_replaced_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "LARGEST_IN_MEMORY", 0)
+    pool, _, _ = pool_of(tmp_path)
+
+    def progress(label: str, done: int, total: int) -> None:
+        if done == 4:
+            for path in files(tmp_path, "signal-*.npy"):
+                path.rename(path.with_suffix(".old"))
+                path.write_bytes(path.with_suffix(".old").read_bytes())
+
+    with pytest.raises(StoreError, match="another process has replaced it; run the same"):
+        pool.read(SIGNALS, pool.records, progress=progress)
+
+
+SIGNALS_SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+from asked import Asked, pool_of, read
+from vestige import reading
+
+folder, end = Path(sys.argv[1]), sys.argv[2]
+reading.COMMIT_EVERY = 0.0
+if end == "killed":
+    whole = Asked.log_probabilities
+    def log_probabilities(self, x):
+        if self._k == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, x)
+    Asked.log_probabilities = log_probabilities
+if end == "together":
+    pool_of(folder)
+    while not (folder / "go").exists():
+        time.sleep(0.001)
+values, notes, told = read(folder, 3000)
+print(told, len(notes), float(values[1].sum()), flush=True)
+"""
+
+
+def reading_signals(folder: Path, end: str) -> subprocess.Popen[str]:
+    paths = [str(Path(vestige.__file__).parents[1]), str(Path(__file__).parent)]
+    return subprocess.Popen(
+        [sys.executable, "-c", SIGNALS_SCRIPT, str(folder), end],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_pass_goes_on_where_it_was(tmp_path: Path) -> None:
+    process = reading_signals(tmp_path, "killed")
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == -signal.SIGKILL, said
+    values, notes, told = read(tmp_path, 3000)
+    assert notes == [6, 7, 8, 9] and told == [] and same(values, read(n=3000)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("largest", [2**28, 0], ids=["memory", "mapped"])
+def test_two_processes_read_the_same_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    monkeypatch.setattr(store_module, "LARGEST_IN_MEMORY", largest)
+    both = [reading_signals(tmp_path, "together") for _ in range(2)]
+    (tmp_path / "go").touch()
+    values = read(n=3000)[0]
+    for process in both:
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0 and said.startswith("[] "), said
+        assert float(said.split()[-1]) == float(values[1].sum())
+    again, notes, told = read(tmp_path, 3000)
+    assert (notes, told) == ([], []) and same(again, values)
+
+
+# --- a disk that is really small ---------------------------------------------------------------
+
+
+@contextmanager
+def disk(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
+    """A file system of so many bytes at the folder; what is yielded gives it another size."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+
+    def resize(size: int) -> None:
+        options = ["-o", f"remount,size={size}", str(folder)]
+        subprocess.run(["mount", *options], check=True)
+
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size"), [(STACKED, 2**15), (EstimatorRecipe(LogisticRegression()), 2**16)]
+)
+def test_models_on_a_disk_that_is_full(tmp_path: Path, recipe: Any, size: int) -> None:
+    with disk(tmp_path / "small", size) as resize:
+        with pytest.raises(StoreError) as caught:
+            trained(tmp_path / "small", recipe)
+        assert "no space is left there; what was finished is kept" in str(caught.value)
+        finished = len(files(tmp_path / "small", f"*{recipe.suffix}"))
+        resize(2**22)
+        again, told = trained(tmp_path / "small", recipe)
+        assert 1 <= reused(again) <= finished < 6
+        assert len(told) == finished - reused(again) <= 1
+        x = some_records(N).x
+        for a, b in zip(again.models, trained(None, recipe)[0].models, strict=True):
+            assert np.array_equal(a.log_probabilities(x), b.log_probabilities(x))
+
+
+def test_signals_on_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading_module, "COMMIT_EVERY", 0.0)
+    n = 3000  # 24 kB a model for the loss, 72 kB for the answers
+    for largest in (2**28, 0):
+        monkeypatch.setattr(store_module, "LARGEST_IN_MEMORY", largest)
+        with disk(tmp_path / f"small{largest}", 2**19) as resize:
+            folder = tmp_path / f"small{largest}"
+            with pytest.raises(StoreError) as caught:
+                read(folder, n)
+            assert "no space is left there; what was finished is kept" in str(caught.value)
+            resize(2**22)
+            values, notes, told = read(folder, n)
+            assert told == [] and same(values, read(n=n)[0])
+            assert notes == list(range(notes[0], MODELS)) and 2 <= notes[0] <= 5
+
+
+def test_a_disk_without_room_for_a_manifest(tmp_path: Path) -> None:
+    with disk(tmp_path / "small", 4096), pytest.raises(StoreError) as caught:
+        Store(tmp_path / "small" / "store")
+    assert "no space is left there" in str(caught.value) and "\n" not in str(caught.value)
 
 
 # --- no pickles --------------------------------------------------------------------------------

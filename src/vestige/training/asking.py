@@ -34,14 +34,21 @@ from vestige.models import (
 )
 from vestige.reading import STEP
 from vestige.training.fit import one_thread
-from vestige.training.kernels import ACTIVATIONS, Plain, plain_layers
+from vestige.training.kernels import (
+    ACTIVATIONS,
+    Plain,
+    _is_large,
+    _product,
+    _products,
+    plain_layers,
+)
 
 __all__ = ["Stacks"]
 
 Floats = NDArray[np.float64]
 
 WIDTHS = {4_096: 32, 100_000: 8}
-"""Networks of a stack, by the weights that one has at most; larger ones fill a core by themselves.
+"""Networks of a stack, by the weights that one has at most; a larger one is a stack by itself.
 
 Tiny ones gain up to 32, since each batch of inputs is fetched once for all of them.
 """
@@ -76,8 +83,7 @@ class Stacks:
         left = set(range(len(handles)))
         for alike in _alike(handles):
             first = next(iter(alike.values()))
-            width = _width(first)
-            layers = _plain(first, x) if width > 1 else None
+            layers, width = _plain(first, x), _width(first)
             if layers is None:
                 continue
             for places in _cut(alike, width):
@@ -127,7 +133,7 @@ def _is_candidate(model: BlackBox) -> TypeGuard[TorchModel]:
 
 
 def _width(model: TorchModel) -> int:
-    """How many networks of this size make a stack; 1 for none."""
+    """How many networks of this size make a stack."""
     size = sum(p.numel() for p in model.net.parameters())
     return next((width for most, width in WIDTHS.items() if size <= most), 1)
 
@@ -157,7 +163,8 @@ class _Stack:
         own += own[-1:] * (width - len(own))
 
         def stacked(name: str) -> Tensor:
-            return torch.stack([p[name].detach() for p in own])
+            first = own[0][name].detach()
+            return torch.stack([p[name].detach() for p in own]) if width > 1 else first[None]
 
         self._weights = [stacked(layer.weight) for layer in layers]
         self._biases = [
@@ -168,37 +175,39 @@ class _Stack:
         ]
         self._activations = [layer.activation for layer in layers]
         widest = width * max(weight.shape[1] for weight in self._weights)
+        fewest = 128 if width > 1 else STEP // 2  # a large network's weights are fetched each time
         # a power of 2, so that it divides the parts that records come in
-        self._batch = 2 ** int(np.log2(min(max(IN_CACHE // widest, 128), STEP)))
+        self._batch = 2 ** int(np.log2(min(max(IN_CACHE // widest, fewest), STEP)))
 
     def answers(self, x: Any) -> Iterator[tuple[int, slice, Floats]]:
         """Log-probabilities (rows, classes) of each model on some rows at a time.
 
         They end early for a model that is to be asked by itself; see `sound`.
         """
-        with one_thread(), torch.inference_mode():
-            logits = self._logits(self._inputs(x[: self._batch]))
-            self.sound = self._confirmed(x, logits)
-        width, classes = len(logits), max(2, logits.shape[1])
+        width, classes = self._weights[-1].shape[:2]
+        classes = max(2, classes)
         size = max(1, AT_HAND // (8 * width * classes * self._batch)) * self._batch
         # class by class, as the logits are; (rows, classes) is a view of it
         made = np.empty((width, classes, min(size, len(x))))
         for first in range(0, len(x), size):
             last = min(first + size, len(x))
-            self._answer(x[first:last], made)
+            self._answer(x[first:last], made, confirm=first == 0)
             for k in np.flatnonzero(self.sound):
                 yield int(k), slice(first, last), made[k, :, : last - first].T
         for model, whole in zip(self._models, self.sound, strict=True):
             model._n_queries += len(x) if whole else 0
 
-    def _answer(self, x: Any, out: Floats) -> None:
+    def _answer(self, x: Any, out: Floats, confirm: bool) -> None:
         # of a model that has diverged: it is asked by itself, and says so
         quiet = np.errstate(invalid="ignore", over="ignore")
         with one_thread(), torch.inference_mode(), quiet:
             inputs = self._inputs(x)
             for start in range(0, len(inputs), self._batch):
                 batch = inputs[start : start + self._batch]
-                _normalize(self._logits(batch), out[:, :, start : start + len(batch)])
+                logits = self._logits(batch)
+                if confirm and not start:
+                    self.sound = self._confirmed(x, logits)
+                _normalize(logits, out[:, :, start : start + len(batch)])
             whole = out[: len(self.sound), :, : len(inputs)].sum(axis=(1, 2))
             self.sound &= np.isfinite(whole)
 
@@ -207,14 +216,17 @@ class _Stack:
 
     def _logits(self, inputs: Tensor) -> NDArray[Any]:
         """(width, classes, n): of the layouts tried, all steps are fast in this one."""
-        h = inputs.t()
-        for weight, bias, name in zip(self._weights, self._biases, self._activations, strict=True):
-            if h.ndim == 2:  # the inputs, which all models have in common
-                h = torch.addmm(bias.flatten(0, 1), weight.flatten(0, 1), h)
-                h = h.view(*weight.shape[:2], -1)
-            else:
-                h = torch.baddbmm(bias, weight, h)
-            h = _activated(name, h)
+        weight = self._weights[0]
+        size = weight.numel() * len(inputs)
+        # all models have the same inputs: one product for them all
+        product = _product if _is_large(weight, size) else torch.mm
+        h = product(weight.flatten(0, 1), inputs.t()).view(*weight.shape[:2], -1)
+        h = _activated(self._activations[0], h.add_(self._biases[0]))
+        for weight, bias, name in zip(
+            self._weights[1:], self._biases[1:], self._activations[1:], strict=True
+        ):
+            out = h.new_empty(*weight.shape[:2], h.shape[2])
+            h = _activated(name, _products(weight, h, out).add_(bias))
         return h.numpy()
 
     def _confirmed(self, x: Any, logits: NDArray[Any]) -> NDArray[np.bool_]:

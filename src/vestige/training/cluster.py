@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import secrets
@@ -18,7 +17,7 @@ import joblib
 from vestige.errors import MissingExtra, VestigeError
 from vestige.training.processes import ONE_CORE, TRIES
 
-__all__ = ["join", "last_line", "leave"]
+__all__ = ["guard", "join", "last_line", "leave"]
 
 PATIENCE = 60.0
 """Seconds that a cluster has to answer."""
@@ -75,18 +74,7 @@ def _settings(address: str | None) -> dict[str, str]:
     tries = {"RAY_task_oom_retries": str(TRIES - 1)}
     # workers find what we find
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-    return always | tries | {"PYTHONPATH": paths} | ONE_CORE | _guard()
-
-
-@functools.cache
-def _guard() -> dict[str, str]:
-    """A secret, since Ray listens on every interface and runs whatever it is sent.
-
-    It counts where Ray has not been imported yet.
-    """
-    if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ:
-        return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return always | tries | {"PYTHONPATH": paths} | ONE_CORE
 
 
 @contextlib.contextmanager
@@ -142,6 +130,16 @@ def _probe(address: str) -> None:
             f"expected a Ray cluster at {address}, got: {why}; start one with `ray start --head` "
             "and give its host:6379, or leave the address out"
         )
+
+
+def guard() -> None:
+    """A secret for the Ray that this program starts: it listens to all, and runs what it is sent.
+
+    For a program of our own: no cluster can be joined after it. It counts where Ray has not been
+    imported, and has no choice of the user's to keep to.
+    """
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 def leave() -> None:

@@ -24,6 +24,7 @@ from vestige.errors import DamagedFile, InvalidInput
 from vestige.models import BlackBox
 from vestige.pool import MemoryCache, Pool, SignalCache
 from vestige.records import Records
+from vestige.training.asking import Stacks
 from vestige.training.engines import Engine, Local
 from vestige.training.fingerprint import fingerprint
 from vestige.training.fit import (
@@ -282,7 +283,7 @@ def train_many(
     cache: SignalCache = MemoryCache() if store is None else StoredSignals(store, run)
     files = [None if store is None else store.path(run, name) for name in names]
     models = _Models(recipe, records.n_classes, files, kept)
-    return Pool(models, records, member, cache, provenance)
+    return Pool(models, records, member, cache, provenance, Stacks())
 
 
 def _write(data: bytes, part: Path) -> None:

@@ -241,7 +241,7 @@ def _bytes_of_any(
 ) -> int:
     """A model's share of a stack: weights, gradients, moments, and what a backward pass keeps.
 
-    What it keeps is counted on a small batch, and twice, for what is made from it.
+    What it keeps is counted on one batch, and twice, for what is made from it.
     """
     from vestige.training.fit import Batch, mean_gradients, seeded
 
@@ -252,14 +252,14 @@ def _bytes_of_any(
         kept += tensor.numel() * tensor.element_size()
         return tensor
 
-    few = min(4, rows.shape[1])
+    batch = rows[0][: recipe.batch_size]
     net = net.train().to(recipe.device)
-    x, y = Resident(records[rows[0][:few]], net, recipe.device).gather(np.arange(few))
+    x, y = Resident(records[batch], net, recipe.device).gather(np.arange(len(batch)))
     with seeded(0), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         mean_gradients(net, Batch(x, y, 0), objective)
     weights = int(sum(p.numel() * p.element_size() for p in net.parameters()))
-    # weights are kept for the backward pass too, whatever the batch
-    return int(5 * weights + 2 * max(0, kept - weights) * recipe.batch_size // few)
+    # weights are kept for the backward pass too
+    return 5 * weights + 2 * max(0, kept - weights)
 
 
 def memory_left(device: str) -> int:

@@ -140,14 +140,13 @@ class Store:
             # a journal left behind would be played back into the new manifest
             self._manifest.with_name(f"{self._manifest.name}-journal").unlink(missing_ok=True)
             self._tell(f"{self._manifest.name} is damaged and was set aside; all is made again")
-            with self._connected() as connection:
-                connection.execute(_TABLE)
+            with self._connected():
+                pass
 
     def _is_sound(self) -> bool:
         """Whether the manifest, made if absent, is one, in every page."""
         try:
             with self._connected() as connection:
-                connection.execute(_TABLE)
                 columns = connection.execute("SELECT * FROM files LIMIT 0").description
                 found = connection.execute("PRAGMA quick_check").fetchone()
         except sqlite3.OperationalError:
@@ -160,6 +159,8 @@ class Store:
     def _connected(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self._manifest, timeout=30)) as connection, connection:
             connection.execute("PRAGMA busy_timeout = 30000")
+            # another process may have set a damaged manifest aside since
+            connection.execute(_TABLE)
             yield connection
 
     def path(self, run: str, name: str) -> Path:
@@ -327,8 +328,9 @@ class _Stored:
         return self.pending
 
     def values(self) -> Floats:
-        whole = self._values if self._values is not None else self._mapped()
-        view = whole.view()
+        if self._values is None:
+            return self._mapped()
+        view = self._values.view()
         view.setflags(write=False)
         return view
 
