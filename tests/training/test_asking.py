@@ -184,6 +184,25 @@ OTHERS: dict[str, Callable[[], BlackBox]] = {
 }
 
 
+class Scaled(nn.Module):
+    """Plain where its factor is 1; what it is made of does not say so."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.layer, self.factor = nn.Linear(FEATURES, CLASSES), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x)
+        return logits if self.factor == 1 else self.factor * logits
+
+
+@pytest.mark.parametrize("factors", [(1.0, 2.0, 1.0), (2.0, 1.0, 2.0)])
+def test_networks_that_only_look_alike_are_told_apart(factors: tuple[float, ...]) -> None:
+    x, models = inputs(90), [TorchModel(Scaled(factor)) for factor in factors]
+    for model, table in zip(models, answered(models, x), strict=True):
+        np.testing.assert_allclose(table, model.log_probabilities(x), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_models_are_asked_as_they_are(kind: str) -> None:
     torch.manual_seed(1)
@@ -259,9 +278,14 @@ def test_what_looks_like_probabilities_is_refused_unless_it_was_said() -> None:
         )
 
 
+def test_a_plain_network_may_be_said_to_give_probabilities() -> None:
+    model = TorchModel(constant([0.2, 0.5, 0.3]), outputs="probabilities")
+    np.testing.assert_allclose(answered([model], inputs(9))[0], [np.log([0.2, 0.5, 0.3])] * 9)
+
+
 def test_models_are_left_as_they_were_found_and_count_their_queries() -> None:
     nets = networks(Own, 3)
-    nets[1].eval()
+    nets[0].eval()
     nets[2].dropout.eval()
     before = [[m.training for m in net.modules()] for net in nets]
     models = [TorchModel(net) for net in nets]

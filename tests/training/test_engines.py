@@ -401,6 +401,42 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path):
     assert not Path(file).exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_has_workers_of_its_own(tmp_path):
+    program = """
+import multiprocessing, os, warnings
+from vestige.training.engines import Local
+
+def work(shared, task):
+    return os.getpid()
+
+def ours():
+    return {pid for _, pid in Local(2).run(work, None, range(2))}
+
+def theirs(end):
+    end.send(ours())
+
+warnings.simplefilter("ignore")
+before = ours()
+context = multiprocessing.get_context("fork")
+here, there = context.Pipe()
+child = context.Process(target=theirs, args=(there,))
+child.start()
+print(here.poll(60) and not here.recv() & before)
+child.join(60)
+print(child.exitcode, ours() <= before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(Path(vestige.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.stdout, done.stderr) == ("True\n0 True\n", "")
+
+
 # --- workers -------------------------------------------------------------------------------------
 
 
@@ -614,6 +650,26 @@ def test_a_module_that_workers_do_not_find(tmp_path, monkeypatch):
 
     with pytest.raises(VestigeError, match="find the module of_this_test_only, but they do not"):
         list(Ray(workers=2).run(of_this_test_only.work, 1, [1]))
+
+
+@needs_ray
+def test_what_ray_cannot_do(monkeypatch):
+    from ray.exceptions import RayTaskError
+
+    def got(cause: Exception) -> str:
+        def get(ref: None) -> bytes:
+            raise RayTaskError("_do", f"Traceback\n{type(cause).__name__}: {cause}", cause)
+
+        import ray
+
+        monkeypatch.setattr(ray, "get", get)
+        with pytest.raises(VestigeError) as raised:
+            travel.opened(engines._fetched(ray, None, 4))
+        return str(raised.value)
+
+    said = got(ModuleNotFoundError("no vestige"))
+    assert said.startswith("expected Ray to do task 4, got: ModuleNotFoundError: no vestige; inst")
+    assert got(OSError("x")) == "expected Ray to do task 4, got: OSError: x"
 
 
 @needs_ray

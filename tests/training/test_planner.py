@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,16 @@ from torch import Tensor, nn
 import vestige as vs
 from vestige.errors import InvalidInput
 from vestige.records import Records
-from vestige.training import CNN, MLP, Batch, EarlyStopping, EstimatorRecipe, TorchRecipe, planner
+from vestige.training import (
+    CNN,
+    MLP,
+    Batch,
+    EarlyStopping,
+    EstimatorRecipe,
+    TorchRecipe,
+    cross_entropy,
+    planner,
+)
 from vestige.training import many as many_module
 from vestige.training.planner import Choice, choose
 from vestige.training.stacked import DROPS
@@ -250,3 +260,75 @@ def test_channels_last_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPa
 def test_precision_is_one_of_two() -> None:
     with pytest.raises(InvalidInput, match='expected precision "float32" or "bfloat16"'):
         TorchRecipe(mlp, precision="float16")
+
+
+class LeNet(nn.Module):
+    """Flattens by a view, which channels last does not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 2, 3), nn.Linear(72, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        out: Tensor = self.head(x.view(x.size(0), -1))
+        return out
+
+
+def test_a_view_after_a_convolution_is_trained_too() -> None:
+    recipe = TorchRecipe(LeNet, epochs=8, batch_size=8, lr=0.01)
+    assert losses(recipe, IMAGES).mean() < 0.7 * np.log(CLASSES)
+
+
+def test_augmentation_sees_pictures_as_they_are() -> None:
+    def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x.view(len(x), -1).flip(1).view(x.shape)
+
+    recipe = TorchRecipe(CNN(1, 8, CLASSES, (2, 2), 4), steps=3, batch_size=8, augment=flipped)
+    assert np.isfinite(losses(recipe, IMAGES)).all()
+
+
+def test_pictures_on_disk_are_trained_one_by_one(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", IMAGES.x.astype(np.float32))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    recipe = TorchRecipe(CNN(1, 8, CLASSES, (2, 2), 4), steps=5, batch_size=8)
+    pools = [
+        vs.train_many(recipe, Records.from_arrays(x, IMAGES.y), vs.half_and_half(2, 70, 0), seed=0)
+        for x in (mapped, np.array(mapped))
+    ]
+    for a, b in zip(*(pool.models for pool in pools), strict=True):
+        assert gap(a.net, b.net) <= 1e-6  # type: ignore[attr-defined]
+
+
+# --- groups that turn out not to be stackable ----------------------------------------------------
+
+
+def drawn() -> nn.Module:
+    kind = nn.ReLU() if torch.rand(()) < 0.5 else nn.Tanh()
+    return nn.Sequential(nn.Linear(FEATURES, 5), kind, nn.Linear(5, CLASSES)).double()
+
+
+def late(net: Any, batch: Batch) -> Tensor:
+    loss = cross_entropy(net(batch.x), batch.y)
+    return loss if batch.step < 30 or loss.item() > 0 else 2 * loss
+
+
+@pytest.mark.parametrize(
+    ("recipe", "objective"),
+    [
+        (TorchRecipe(drawn, steps=10, batch_size=8), None),
+        (TorchRecipe(lambda: normalized().double(), steps=40, batch_size=8), late),
+    ],
+    ids=["drawn architectures", "a late branch"],
+)
+def test_a_group_that_cannot_be_stacked_after_all_is_trained_alone(
+    recipe: TorchRecipe, objective: Any
+) -> None:
+    member = vs.half_and_half(8, 70, seed=0)
+    pool = vs.train_many(recipe, RECORDS, member, seed=0, objective=objective)
+    for k, model in enumerate(pool.models):
+        seed = many_module.model_seed(0, k)
+        alone = vs.fit(recipe, RECORDS[member[k]], seed=seed, objective=objective)
+        assert gap(model.net, alone.net) <= 1e-10  # type: ignore[attr-defined]
+    one_by_one = pool.provenance["path"] == "one by one"
+    assert one_by_one or "one by one, since they are not alike" in pool.provenance["why"]

@@ -137,6 +137,16 @@ class Frozen(nn.Module):
         return out
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.lstm(x.reshape(len(x), 3, 2))[0][:, -1])
+        return out
+
+
 def tokens(n: int) -> Records:
     x = np.random.default_rng(0).integers(0, 9, (n, 4))
     return Records.from_arrays(x, x[:, 0] % CLASSES)
@@ -155,6 +165,7 @@ STACKABLE: dict[str, tuple[Callable[[], nn.Module], Records]] = {
     "buffers": (Buffered, some_records(70)),
     "embedding": (Embedded, tokens(70)),
     "frozen layer": (Frozen, some_records(70)),
+    "lstm": (Recurrent, some_records(70)),
 }
 
 
@@ -288,16 +299,6 @@ class Around(nn.Module):
         return self.change(self.net(x))
 
 
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.lstm(x.reshape(len(x), 3, 2))[0][:, -1])
-        return out
-
-
 class OwnGenerator(nn.Module):
     """Seldom changes anything: three steps of a probe would hardly notice."""
 
@@ -340,7 +341,6 @@ def shift(logits: Tensor) -> Tensor:
 
 ALONE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "rand in forward": (lambda: Around(jitter), "draws random numbers"),
-    "lstm": (Recurrent, "it cannot be stacked"),
     "data-dependent if": (lambda: Around(branch), "it cannot be stacked"),
     "item": (lambda: Around(shift), "it cannot be stacked"),
     "numpy randomness": (lambda: Around(seldom(np.random.rand)), "draws random numbers"),
@@ -420,3 +420,125 @@ def test_the_probe_leaves_generators_as_they_were() -> None:
     for name in ("numpy randomness", "rand in forward", "python randomness"):
         reason(TorchRecipe(ALONE[name][0]), some_records(70))
     assert states() == before
+
+
+# --- modules that would train otherwise in a stack than alone -------------------------------------
+
+
+class Overwritten(nn.Module):
+    """Writes to its activations through a view of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(FEATURES, 20), nn.Linear(20, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h.view(-1).clamp_(min=0)
+        out: Tensor = self.last(h)
+        return out
+
+
+def test_writes_through_a_view_are_not_lost() -> None:
+    # so many records that products of few columns are taken in the other order
+    recipe = TorchRecipe(lambda: Overwritten().double(), steps=10, batch_size=64)
+    records = some_records(200)
+    together, alone = together_and_alone(recipe, records, random_rows(3, 128, 200))
+    assert max(gap(a, b) for a, b in zip(together, alone, strict=True)) <= 1e-10
+
+
+steps_taken = 0
+
+
+class Counted(nn.Module):
+    """A counter in a global decides what later steps do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        global steps_taken
+        steps_taken += 1
+        out: Tensor = self.net(x)
+        return out * (0.1 if steps_taken > 1000 else 1.0)
+
+
+class Rising:
+    """A loss that changes from step to step."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        return cross_entropy(logits, y) * (1 + self.calls // 100)
+
+
+def clipped() -> nn.Module:
+    net = small_mlp()
+    for p in net.parameters():
+        p.register_hook(lambda g: g.clamp(-1e3, 1e3))
+    return net
+
+
+def hooked_sgd(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    made = torch.optim.SGD(list(parameters), lr=0.1)
+    made.register_step_pre_hook(
+        lambda o, *_: torch.nn.utils.clip_grad_norm_(o.param_groups[0]["params"], 1e3)  # type: ignore[arg-type,return-value]
+    )
+    return made
+
+
+def by_size(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    large = [p for p in parameters if p.numel() > 100]
+    small = [p for p in parameters if p.numel() <= 100]
+    groups = [{"params": large, "weight_decay": 1e-9}, {"params": small}]
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=0.01)  # type: ignore[misc]
+
+
+OTHERWISE: dict[str, tuple[dict[str, Any], str]] = {
+    "global counter": ({"build": Counted}, "depends on the steps before"),
+    "counter": ({"build": lambda: Counting()}, "depends on the steps before"),
+    "loss with a state": ({"build": batch_norm, "loss": Rising()}, "depends on the steps before"),
+    "clipped gradients": ({"build": clipped}, "a hook changes the gradient"),
+    "optimizer with a hook": ({"build": small_mlp, "optimizer": hooked_sgd}, "SGD may treat"),
+    "groups by size": ({"build": small_mlp, "optimizer": by_size}, "SGD may treat"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_a_probe_of_few_steps_would_not_see(name: str) -> None:
+    given, why = OTHERWISE[name]
+    assert why in reason(TorchRecipe(batch_size=8, **given), some_records(70))
+
+
+def test_the_probe_never_raises() -> None:
+    def broken(logits: Tensor, y: Tensor) -> Tensor:
+        raise ValueError("not in float64")
+
+    recipe = TorchRecipe(batch_norm, batch_size=8, loss=broken)
+    assert "could not be tried in float64 (not in float64)" in reason(recipe, some_records(70))
+
+
+def test_class_weights_are_no_reason_to_train_alone() -> None:
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    recipe = TorchRecipe(small_mlp, batch_size=8, loss=nn.CrossEntropyLoss(weight=weights))
+    assert reason(recipe, some_records(70)) == ""
+
+
+class Causal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = functional.scaled_dot_product_attention(x, x, x, None, 0.0, True)
+        out: Tensor = self.head(functional.dropout(made, 0.5, False).mean(1))
+        return out
+
+
+def test_what_drops_nothing_is_not_said_to_drop() -> None:
+    records = some_records(70, (3, 4))
+    recipe = TorchRecipe(Causal, batch_size=8)
+    assert reason(recipe, records) == "" and not drops(recipe, records, seed=0)

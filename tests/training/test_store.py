@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -400,6 +401,7 @@ def test_the_manifest_names_the_file_that_is_there(
 SCRIPT = '''
 import os, signal, sys, time
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -543,13 +545,26 @@ def test_a_signals_file_is_written_in_place_with_few_syncs(
     syncs: list[int] = []
     whole = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (syncs.append(file), whole(file)))
-    values, notes, told = read(tmp_path)
-    assert len(syncs) == 2 and len(files(tmp_path, "*.npy")) == 2 and told == []
+    pool, notes, told = pool_of(tmp_path)
+    for _ in range(2):  # the second time nothing is written
+        values = pool.read(SIGNALS, pool.records)
+        assert len(syncs) == 2 and len(files(tmp_path, "*.npy")) == 2 and told == []
     assert same(values, read()[0]) and notes == list(range(MODELS))
     for path in files(tmp_path, "*.npy"):
         assert any(np.array_equal(np.load(path), signal) for signal in values)
     assert same(read(tmp_path)[0], values) and read(tmp_path)[1:] == ([], [])
     assert not values[0].flags.writeable
+
+
+def test_what_a_disk_takes_in_parts_is_written_wholly(tmp_path: Path) -> None:
+    class Reluctant(FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(data[:3])
+
+    (tmp_path / "one").write_bytes(b"0123456789")
+    with Reluctant(tmp_path / "one", "r+b") as file:
+        store_module._write_at(file, 2, b"abcdefg")
+    assert (tmp_path / "one").read_bytes() == b"01abcdefg9"
 
 
 def test_a_large_signal_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ class Stacks:
 
     def width(self, models: Sequence[BlackBox]) -> tuple[int, int]:
         first = models[0]
-        if not _is_candidate(first) or _layers(first) is None:
+        if not _is_candidate(first) or plain_layers(first.net) is None:
             return 1, 1
         width = _width(first)
         return (BLOCK if width > 1 else 1), width
@@ -138,14 +138,9 @@ def _width(model: TorchModel) -> int:
     return next((width for most, width in WIDTHS.items() if size <= most), 1)
 
 
-def _layers(model: TorchModel) -> Plain | None:
-    with evaluating(model.net):  # its mode is put back after the trace
-        return plain_layers(model.net)
-
-
 def _plain(model: TorchModel, x: Any) -> Plain | None:
     """The layers of a network that is plain and takes these inputs."""
-    layers = _layers(model)
+    layers = plain_layers(model.net)
     if layers is None or not len(x):
         return None
     wanted = model.net.get_parameter(layers[0].weight).shape[1]

@@ -22,8 +22,8 @@ __all__ = ["guard", "join", "last_line", "leave"]
 PATIENCE = 60.0
 """Seconds that a cluster has to answer."""
 
-_ours: tuple[Any, str] | None = None
-"""What was asked of the Ray that was joined here, and our job's number there."""
+_ours: tuple[Any, tuple[str, str]] | None = None
+"""What was asked of the Ray that was joined here, and who we are there."""
 
 
 def join(address: str | None, workers: int | None) -> Any:
@@ -57,12 +57,18 @@ def join(address: str | None, workers: int | None) -> Any:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             raise VestigeError(f"expected Ray to start, got: {last_line(error)}") from error
-    _ours = asked, ray.get_runtime_context().get_job_id()
+    _ours = asked, _here(ray)
     return ray
 
 
+def _here(ray: Any) -> tuple[str, str]:
+    """Our node, and our job's number in the cluster."""
+    context = ray.get_runtime_context()
+    return context.get_node_id(), context.get_job_id()
+
+
 def _is_ours(ray: Any) -> bool:
-    return _ours is not None and _ours[1] == ray.get_runtime_context().get_job_id()
+    return _ours is not None and _ours[1] == _here(ray)
 
 
 def _settings(address: str | None) -> dict[str, str]:

@@ -6,8 +6,9 @@ launches them as one. What a graph reads and writes stays where it is: its input
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,13 +23,15 @@ WARM_UP = 3
 def capture(step: Callable[[], None]) -> Callable[[], None]:
     """The step as a graph; calling it runs the graph on what its tensors hold by then."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.graph(graph, stream=stream):
         step()
     return graph.replay
 
 
 class Captured:
-    """A step of training that is captured once for each shape of its input.
+    """A step of training that is captured for the shape of its first input, and taken as it is
+    for others, as the last batch of an epoch.
 
     Args:
         step: from an index of records to changed weights; it may not depend on anything that
@@ -46,20 +49,24 @@ class Captured:
         capture: Callable[[Callable[[], None]], Callable[[], None]] = capture,
     ) -> None:
         self._step, self._state, self._device, self._capture = step, state, device, capture
-        self._graphs: dict[tuple[int, ...], tuple[Tensor, Callable[[], None]]] = {}
+        self._held: Tensor | None = None
+        self._replay: Callable[[], None] = lambda: None
 
     def __call__(self, index: Tensor) -> None:
-        shape = tuple(index.shape)
-        if shape not in self._graphs:
-            self._graphs[shape] = self._captured(index)
-        held, replay = self._graphs[shape]
-        held.copy_(index)
-        replay()
+        with _on(self._device):
+            if self._held is None:
+                self._held, self._replay = self._captured(index)
+            if index.shape == self._held.shape:
+                self._held.copy_(index)
+                self._replay()
+            else:
+                with _uncaptured():
+                    self._step(index.to(self._device))
 
     def _captured(self, index: Tensor) -> tuple[Tensor, Callable[[], None]]:
         held = index.to(self._device, copy=True)
         before = {id(t): (t, t.detach().clone()) for t in self._state()}
-        with _aside(self._device):
+        with _aside(self._device), _uncaptured():
             for _ in range(WARM_UP):
                 self._step(held)
         replay = self._capture(lambda: self._step(held))
@@ -69,6 +76,19 @@ class Captured:
                 _, value = before.get(id(tensor), (tensor, torch.zeros_like(tensor)))
                 tensor.copy_(value)
         return held, replay
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Graphs and streams are made on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _uncaptured() -> Iterator[None]:
+    """Optimizers that can be captured warn of steps that are not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*[Cc]apturable.*")
+        yield
 
 
 @contextmanager

@@ -7,6 +7,7 @@ whose worker was killed is done again.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import uuid
@@ -138,7 +139,7 @@ def _dealt(workers: int, gpus: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Ray:
-    """A Ray cluster; without an address, a Ray of this machine that only we can use.
+    """A Ray cluster; without an address, a Ray that is started on this machine and stays.
 
     A Ray that this process has joined already is used as it is.
 
@@ -201,14 +202,22 @@ class Ray:
 def _do(name: str, code: str, parts: Sequence[Any], task: bytes) -> bytes:
     if code != _code():
         return travel.failed(
-            VestigeError(f"expected {code} on every node of the cluster, got {_code()} on one")
+            VestigeError(
+                f"expected {code} on every node of the cluster, got {_code()} on one; install the "
+                "same there"
+            )
         )
     os.environ.update(ONE_CORE)
     return travel.answered(name, parts, task)
 
 
+@functools.cache
 def _code() -> str:
-    return f"vestige {vestige.__version__}, torch {torch.__version__}, numpy {np.__version__}"
+    """What rounds, and so has to be the same everywhere."""
+    from vestige.training.many import code_version
+
+    digest, versions = code_version().split(" ", 1)
+    return f"vestige {vestige.__version__} ({digest[:12]}) with {versions}"
 
 
 def _fetched(ray: Any, ref: Any, place: int) -> bytes:
@@ -217,12 +226,10 @@ def _fetched(ray: Any, ref: Any, place: int) -> bytes:
         answer: bytes = ray.get(ref)
         return answer
     except ray.exceptions.RayTaskError as error:
-        return travel.failed(
-            VestigeError(
-                f"expected Ray to do task {place}, got: {last_line(error)}; install the same "
-                "vestige on every node"
-            )
-        )
+        missing = isinstance(error.cause, ImportError)
+        what = "; install the same vestige on every node" if missing else ""
+        why = VestigeError(f"expected Ray to do task {place}, got: {last_line(error)}{what}")
+        return travel.failed(why)
     except ray.exceptions.RayError:
         return travel.failed(killed(place))
 

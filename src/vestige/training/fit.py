@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +157,7 @@ class Resident:
         self, records: Records, net: nn.Module, device: str, channels_last: bool = False
     ) -> None:
         self._device = torch.device(device)
-        self._channels_last = channels_last and records.x.ndim == 4
+        self._channels_last = channels_last and len(records.x.shape) == 4
         self._y = torch.from_numpy(records.y.astype(np.int64)).to(self._device)
         self._dtype = _input_dtype(records, net)
         self._x = records.x
@@ -207,8 +208,14 @@ def _input_dtype(records: Records, net: nn.Module) -> torch.dtype:
     return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
 
 
-def make_optimizer(recipe: TorchRecipe, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """The recipe's optimizer, fused: the default Adam is a Python loop over parameters."""
+def make_optimizer(
+    recipe: TorchRecipe, parameters: list[Tensor], capturable: bool = False
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer, fused: the default Adam is a Python loop over parameters.
+
+    Args:
+        capturable: whether its steps go into a CUDA graph, the count of steps with them.
+    """
     decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
@@ -216,10 +223,8 @@ def make_optimizer(recipe: TorchRecipe, parameters: list[Tensor]) -> torch.optim
         )
     if isinstance(recipe.optimizer, str):
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-        # what a CUDA graph may hold: the count of steps is on the GPU too
-        on_gpu = any(p.is_cuda for p in parameters)
         made: torch.optim.Optimizer = kind(
-            parameters, lr=recipe.lr, weight_decay=decay, fused=True, capturable=on_gpu
+            parameters, lr=recipe.lr, weight_decay=decay, fused=True, capturable=capturable
         )
         return made
     return recipe.optimizer(parameters)
@@ -288,7 +293,7 @@ def fit(
         raise InvalidInput("expected records to train on, got none")
     streams = Streams.of(seed)
     net = built(recipe, streams.initial).to(recipe.device)
-    channels_last = convolves(net)
+    channels_last = convolves(net) and _takes_channels_last(recipe, net, records)
     if channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = Resident(records, net, recipe.device, channels_last)
@@ -298,6 +303,19 @@ def fit(
     # as it would be read back from a file, to the last bit of its answers
     net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return recipe.handle(checked(net))
+
+
+def _takes_channels_last(recipe: TorchRecipe, net: nn.Module, records: Records) -> bool:
+    """Whether the forward pass takes that layout: `x.view` after a convolution does not."""
+    tried = deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    few = records[: min(2, len(records))]
+    x, _ = Resident(few, tried, recipe.device, True).gather(np.arange(len(few)))
+    try:
+        with seeded(0), torch.no_grad():
+            tried.eval()(x)
+    except Exception:  # also what it raises in any layout, and will raise again
+        return False
+    return True
 
 
 def convolves(net: nn.Module) -> bool:
@@ -328,7 +346,7 @@ def train(
     for step, index in zip(range(total), batches(rows, recipe, streams.order), strict=False):
         x, y = data.gather(index)
         if recipe.augment is not None:
-            x = recipe.augment(x, noise)
+            x = recipe.augment(x.contiguous(), noise)
         with _in_precision(recipe):
             found = gradients(net, Batch(x, y, step), objective)
         assign(trained, found)

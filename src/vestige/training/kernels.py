@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,9 +94,15 @@ def plain_layers(net: nn.Module) -> Plain | None:
     if any(hooks for m in net.modules() for n, hooks in vars(m).items() if n.endswith("_hooks")):
         return None
     try:
-        # in a module, since the one that is traced is no step of its own trace
-        traced = fx.symbolic_trace(nn.Sequential(net.train()))
+        # a copy, and in a module, since the one that is traced is no step of its own trace
+        copy = deepcopy(net).train()
+        with torch.no_grad():
+            # so that a forward pass that bounds its weights changes them
+            values = [p.mul_(1e3).clone() for p in copy.parameters()]
+        traced = fx.symbolic_trace(nn.Sequential(copy))
     except Exception:  # whatever the forward pass does with what is no tensor
+        return None
+    if not all(torch.equal(p, v) for p, v in zip(copy.parameters(), values, strict=True)):
         return None
     layers: list[Layer] = []
     last: fx.Node | None = None
@@ -258,7 +265,9 @@ class PlainStack:
             noises: each model's own generator, which draws what is dropped.
         """
         batch = x.shape[1]
-        outputs = self._kept.setdefault(batch, self._space(batch))
+        if batch not in self._kept:
+            self._kept[batch] = self._space(batch)
+        outputs = self._kept[batch]
         inputs = x.transpose(1, 2)
         saved = []
         for layer, output in zip(self._layers, outputs, strict=True):

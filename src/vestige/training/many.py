@@ -41,7 +41,7 @@ from vestige.training.fit import (
 )
 from vestige.training.planner import Choice, choose, memory_left
 from vestige.training.recipe import Recipe, TorchRecipe
-from vestige.training.stacked import fit_stack
+from vestige.training.stacked import alike, fit_stack
 from vestige.training.store import Store, StoredSignals
 
 __all__ = ["Progress", "half_and_half", "model_seed", "train_many"]
@@ -193,10 +193,13 @@ def code_version() -> str:
     import sklearn
 
     digest = hashlib.sha256()
-    for name in ("fit.py", "kernels.py", "many.py", "networks.py", "recipe.py", "stacked.py"):
+    names = "cuda fit kernels many networks recipe stacked"
+    for name in (f"{stem}.py" for stem in names.split()):
         digest.update(Path(__file__).with_name(name).read_bytes())
     versions = [torch.__version__, sklearn.__version__, np.__version__, platform.machine()]
-    return f"{digest.hexdigest()} {' '.join(versions)}"
+    settings = [torch.get_default_dtype(), torch.get_float32_matmul_precision()]
+    settings += [torch.backends.cudnn.allow_tf32]
+    return f"{digest.hexdigest()} {' '.join(versions)} {settings}"
 
 
 def train_many(
@@ -326,6 +329,8 @@ def _planned(job: _Job, path: str) -> _Job:
 def _said(choice: Choice, narrowest: int) -> str:
     if choice.path == "one by one" or narrowest == choice.width:
         return choice.why
+    if narrowest == 1:
+        return f"{choice.why}; some of them one by one, since they are not alike or lack memory"
     return f"{choice.why}; {narrowest} at a time, for lack of memory"
 
 
@@ -378,7 +383,11 @@ def _fitting(job: _Job, group: tuple[int, ...], width: int) -> tuple[dict[int, B
     if len(group) == 1 or need <= memory_left(job.recipe.device):
         try:
             return _stack(job, group), width
+        except _NotAlike:
+            return {k: job.alone(k) for k in group}, 1
         except (MemoryError, RuntimeError) as error:
+            if "vmap" in str(error):  # a branch on data that was never taken before
+                return {k: job.alone(k) for k in group}, 1
             if not _out_of_memory(error):
                 raise
             if len(group) == 1:
@@ -390,6 +399,10 @@ def _fitting(job: _Job, group: tuple[int, ...], width: int) -> tuple[dict[int, B
     models, narrow = _fitting(job, group[:half], half)
     others, narrower = _fitting(job, group[half:], len(group) - half)
     return models | others, min(narrow, narrower)
+
+
+class _NotAlike(Exception):
+    """Modules of a group differ in more than their tensors: each has its own forward pass."""
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -404,6 +417,8 @@ def _stack(job: _Job, group: Sequence[int]) -> dict[int, BlackBox]:
     nets = [built(recipe, s.initial).to(recipe.device) for s in streams]
     rows = np.stack([job.rows(k) for k in group])
     objective = job.objective or RecipeLoss(recipe)
+    if not alike(nets):
+        raise _NotAlike
     with one_thread():
         data = Resident(job.records, nets[0], recipe.device)
         fit_stack(recipe, data, nets, rows, streams, objective, job.choice.layers)

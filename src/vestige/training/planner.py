@@ -233,7 +233,8 @@ def _bytes_of_plain(recipe: TorchRecipe, net: nn.Module, layers: Plain, records:
     units = sum(own[layer.weight].shape[0] for layer in layers)
     inputs = int(np.prod(records.x.shape[1:]))
     size = sum(p.numel() for p in net.parameters())
-    return 4 * (4 * size + recipe.batch_size * (2 * inputs + 3 * units))
+    bytes_each = next(net.parameters()).element_size()
+    return bytes_each * (4 * size + recipe.batch_size * (2 * inputs + 3 * units))
 
 
 def _bytes_of_any(
@@ -241,7 +242,8 @@ def _bytes_of_any(
 ) -> int:
     """A model's share of a stack: weights, gradients, moments, and what a backward pass keeps.
 
-    What it keeps is counted on one batch, and twice, for what is made from it.
+    What it keeps is counted on one batch, four times: for what is made from it on the way back,
+    and by operations that keep what they could make again (attention).
     """
     from vestige.training.fit import Batch, mean_gradients, seeded
 
@@ -259,13 +261,14 @@ def _bytes_of_any(
         mean_gradients(net, Batch(x, y, 0), objective)
     weights = int(sum(p.numel() * p.element_size() for p in net.parameters()))
     # weights are kept for the backward pass too
-    return 5 * weights + 2 * max(0, kept - weights)
+    return 5 * weights + 4 * max(0, kept - weights)
 
 
 def memory_left(device: str) -> int:
     """Bytes that can still be taken: of the GPU, or of the machine or this process's group."""
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(torch.device(device))[0]) + own
     left: list[int] = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ class Worker:
         if self._last is None:
             # before loky's own, which it has registered at this start: the last one is called first
             threading._register_atexit(_end_all)  # type: ignore[attr-defined]
+            # a process of multiprocessing's waits for its children before that
+            Finalize(None, _end_all, exitpriority=100)
         self._last = future
         return future
 
@@ -90,9 +93,15 @@ class Worker:
 _idle: list[Worker] = []
 _all: weakref.WeakSet[Worker] = weakref.WeakSet()
 
+
+def _disown() -> None:
+    """In a fork: it has none of the threads through which its parent speaks to the workers."""
+    _idle.clear()
+    _all.clear()
+
+
 if sys.platform != "win32":
-    # a fork has none of the threads through which its parent speaks to the workers
-    os.register_at_fork(after_in_child=_idle.clear)
+    os.register_at_fork(after_in_child=_disown)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -25,6 +26,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from vestige.models import first_line
 from vestige.records import Records
 from vestige.training import cuda
 from vestige.training.fingerprint import fingerprint
@@ -49,7 +51,7 @@ from vestige.training.fit import (
 from vestige.training.kernels import Plain, PlainStack, plain_layers
 from vestige.training.recipe import TorchRecipe, cross_entropy, tensors_of
 
-__all__ = ["DROPS", "drops", "fit_stack", "plain", "why_alone"]
+__all__ = ["DROPS", "alike", "drops", "fit_stack", "plain", "why_alone"]
 
 # These move each number by its own gradients alone: others (a norm over all weights, for one)
 # would mix the models of a stack, perhaps only after the steps that the probe takes.
@@ -118,7 +120,8 @@ def _train(
     streams: Sequence[Streams],
     stack: _Stack,
 ) -> None:
-    optimizer = make_optimizer(recipe, stack.weights)
+    captured = _can_be_captured(recipe, data, stack, rows)
+    optimizer = make_optimizer(recipe, stack.weights, capturable=captured)
     rates = [group["lr"] for group in optimizer.param_groups]
     noises = _generators(recipe, streams)
     total = n_steps(recipe, rows.shape[1])
@@ -129,7 +132,7 @@ def _train(
             x = torch.stack([recipe.augment(a, g) for a, g in zip(x, noises, strict=True)])
         stack.backward(x, y, step)
 
-    if _can_be_captured(recipe, data, stack, rows):
+    if captured:
         few = islice(_together(recipe, rows, streams), total)
         _train_captured(recipe, stack, optimizer, gradients, few)
     else:
@@ -144,7 +147,9 @@ def _train(
 
 def _can_be_captured(recipe: TorchRecipe, data: Resident, stack: _Stack, rows: Index) -> bool:
     """Whether every step does the same to other numbers: then a GPU can take it as one graph."""
-    same = recipe.schedule is None and recipe.augment is None and data.is_resident
+    # optimizers of the user's may begin from something else than zeros, or not be capturable
+    usual = isinstance(recipe.optimizer, str)
+    same = usual and recipe.schedule is None and recipe.augment is None and data.is_resident
     if not same or not recipe.device.startswith("cuda"):
         return False
     return stack.same_each_step(*data.gather(rows[:, : recipe.batch_size]))
@@ -344,6 +349,8 @@ def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callabl
         aten.view.default: aten.reshape.default,
         aten._unsafe_view.default: aten.reshape.default,
     }
+    if not _may_be_reordered(graph.graph.nodes):
+        return graph
     for node in list(graph.graph.nodes):
         if node.target in (aten.view.default, aten.expand.default) and _changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
@@ -352,6 +359,35 @@ def _traced(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callabl
             node.target = better.get(node.target, node.target)
     graph.recompile()
     return graph
+
+
+_VIEWS = {"view", "_unsafe_view", "expand", "transpose", "permute", "t", "squeeze", "unsqueeze"}
+_VIEWS |= {"select", "slice", "alias", "detach", "unbind", "diagonal"}
+
+
+def _may_be_reordered(nodes: Iterable[Any]) -> bool:
+    """Whether no operation writes through a view of what another one made.
+
+    A result in another order is viewed by a copy, and what is written to the copy is lost.
+    """
+    for node in nodes:
+        schema = getattr(node.target, "_schema", None)
+        name = getattr(schema, "name", "").removeprefix("aten::")
+        if "as_strided" in name:
+            return False
+        if schema is not None and schema.is_mutable and not _is_of_an_input(node.args[0]):
+            return False
+    return True
+
+
+def _is_of_an_input(node: Any) -> bool:
+    """Whether a node is an input (a buffer, say), or a view of one."""
+    while node.op == "call_function":
+        name = getattr(getattr(node.target, "_schema", None), "name", "").removeprefix("aten::")
+        if name not in _VIEWS:
+            return False
+        node = node.args[0]
+    return bool(node.op == "placeholder")
 
 
 def _changes_nothing(node: Any) -> bool:
@@ -406,11 +442,13 @@ def _own_draws() -> Iterator[None]:
 def _python_state(net: nn.Module) -> str:
     """A digest of what modules hold beside tensors and submodules."""
     known = vars(nn.Module())
+
+    def plain(value: Any) -> bool:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        return not any(isinstance(part, (Tensor, weakref.ref)) for part in parts)
+
     return fingerprint(
-        [
-            {k: v for k, v in vars(m).items() if k not in known and not isinstance(v, Tensor)}
-            for m in net.modules()
-        ]
+        [{k: v for k, v in vars(m).items() if k not in known and plain(v)} for m in net.modules()]
     )
 
 
@@ -466,6 +504,8 @@ def why_alone(
         return f"{mixing} may treat a stack of weights otherwise than one model's"
     if any(isinstance(m, nn.Embedding) and m.padding_idx is not None for m in net.modules()):
         return "torch gives the padding row of a stacked embedding gradients, but of the first one"
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in net.parameters()):
+        return "a hook changes the gradient of one of its parameters"
     own = [type(v).__name__ for m in net.modules() for v in vars(m).values() if _draws(v)]
     if own:
         return f"it draws random numbers from a generator of its own ({own[0]})"
@@ -486,6 +526,10 @@ def _probe(
     """
     size = min(recipe.batch_size, 16)
     short = replace(recipe, steps=3, batch_size=size)
+    if isinstance(recipe.loss, nn.Module):  # class weights, say
+        short = replace(short, loss=deepcopy(recipe.loss).double())
+    if isinstance(objective, RecipeLoss):
+        objective = RecipeLoss(short)
     # only the records that are used: all of them in float64 might not fit
     spread = np.unique(np.linspace(0, rows.shape[1] - 1, 3 * size).astype(np.int64))
     used, places = np.unique(rows[:, spread], return_inverse=True)
@@ -498,8 +542,18 @@ def _probe(
 
     undropped = nullcontext() if layers is not None else _NoDropout()
     with one_thread(), seeded(seed), undropped:
+        try:
+            apart, streams = fresh()
+            data = Resident(records, apart[0], recipe.device)
+            state = _deciding(apart[0], short, objective)
+            for net, own, s in zip(apart, few, streams, strict=True):
+                with seeded(s.noise):
+                    train(short, net, data, own, s, objective)
+        except Exception as error:  # it will be raised again where it can be understood
+            return f"it could not be tried in float64 ({first_line(error)[:150]})"
+        if _deciding(apart[0], short, objective) != state:
+            return "what a step does depends on the steps before it"
         together, streams = fresh()
-        data = Resident(records, together[0], recipe.device)
         before = _global_states()
         try:
             stack = _stacked(short, together, streams, objective, layers)
@@ -508,11 +562,25 @@ def _probe(
             return _reason(error)
         if _global_states() != before:
             return "it draws random numbers while training: alone, each model has its own"
-        apart, streams = fresh()
-        for net, own, s in zip(apart, few, streams, strict=True):
-            with seeded(s.noise):
-                train(short, net, data, own, s, objective)
     return _difference(together, apart)
+
+
+def _deciding(net: nn.Module, recipe: TorchRecipe, objective: Objective) -> str:
+    """A digest of what decides a step beside tensors: Python state that steps may change."""
+    parts = [
+        (type(m), [v for n, v in vars(m).items() if n.endswith("_hooks")]) for m in net.modules()
+    ]
+    asked = [recipe.loss, recipe.logits, recipe.augment, objective]
+    return fingerprint([_python_state(net), parts, asked])
+
+
+def alike(nets: Sequence[nn.Module]) -> bool:
+    """Whether the networks differ in their tensors only: a stack runs the first one's forward."""
+    first = (repr(nets[0]), [type(m) for m in nets[0].modules()], _python_state(nets[0]))
+    return all(
+        first == (repr(net), [type(m) for m in net.modules()], _python_state(net))
+        for net in nets[1:]
+    )
 
 
 class _NoDropout(TorchFunctionMode):
@@ -526,12 +594,14 @@ class _NoDropout(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in _DROPOUTS:
             share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-            self.met = self.met or share > 0
+            training = args[2] if len(args) > 2 else kwargs.get("training", True)
+            self.met = self.met or (share > 0 and bool(training))
             return args[0] if args else kwargs["input"]
         if func is functional.scaled_dot_product_attention:
             share = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
             self.met = self.met or share > 0
-            args, kwargs = args[:4], {**kwargs, "dropout_p": 0.0}
+            causal = {"is_causal": args[5]} if len(args) > 5 else {}
+            args, kwargs = args[:4], {**kwargs, **causal, "dropout_p": 0.0}
         return func(*args, **kwargs)
 
 
@@ -558,12 +628,21 @@ def drops(recipe: TorchRecipe, records: Records, seed: int) -> bool:
 
 
 def _mixing_optimizer(recipe: TorchRecipe, own: list[Tensor]) -> str:
-    """The optimizer, if it may mix models or sorts weights by their number of axes; or ''."""
+    """The optimizer, if it may mix models or sorts weights by their axes or size; or ''."""
     alone = make_optimizer(recipe, own)
-    stack = make_optimizer(recipe, [torch.stack([p.detach()]).requires_grad_() for p in own])
-    groups = [[len(group["params"]) for group in o.param_groups] for o in (alone, stack)]
+    many = [p.detach().unsqueeze(0).expand(32, *p.shape).requires_grad_() for p in own]
+    stack = make_optimizer(recipe, many)
+    groups = [_places(alone, own), _places(stack, many)]
+    hooks = alone._optimizer_step_pre_hooks or alone._optimizer_step_post_hooks
     fits = type(alone) in _ELEMENTWISE and groups[0] == groups[1]
-    return "" if fits else type(alone).__name__
+    changed = hooks or "step" in vars(alone)
+    return "" if fits and not changed else type(alone).__name__
+
+
+def _places(optimizer: torch.optim.Optimizer, own: Sequence[Tensor]) -> list[list[int]]:
+    """Which of the parameters are in each group."""
+    place = {id(p): k for k, p in enumerate(own)}
+    return [[place.get(id(p), -1) for p in group["params"]] for group in optimizer.param_groups]
 
 
 def _draws(value: Any) -> bool:
