@@ -20,7 +20,13 @@ test-fast: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/gradients.py
+	$(BIN)/python benchmarks/gradients.py --records 1000000
+	$(BIN)/python benchmarks/signals.py
+	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/page.py
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict

@@ -26,9 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tables import Table
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
+from workloads import load
 
 import vestige as vs
 
@@ -270,17 +272,18 @@ def long_call(n: int, rounds: int = 2) -> Row:
     return row
 
 
-def show_long_call(row: Row) -> None:
-    for i, (ours, filled) in enumerate(zip(row["ratio_ours"], row["ratio_filled"], strict=True)):
-        print(f"round {i + 1}: forward pass {row['cpu_forward'][i]:.1f} CPU s", end="")
-        print(f" ({row['wall_forward'][i]:.1f} wall), gradients of the last layer", end="")
-        print(
-            f" {row['cpu_ours'][i]:.1f} ({row['wall_ours'][i]:.1f} wall), ratio {ours:.3f};", end=""
-        )
-        print(f" into arrays that are there {row['cpu_filled'][i]:.1f}, ratio {filled:.3f}")
-    record, result, peak = (row[f"{k}_bytes"] / 1e9 for k in ("record", "result", "peak"))
-    print(f"{row['n']:,} records of {record:.2f} GB; at most {peak:.2f} GB beyond them, ", end="")
-    print(f"{result:.2f} GB of it the result; load after {os.getloadavg()[0]:.1f}")
+def long_rows(row: Row) -> list[list[Any]]:
+    """The rounds of `long_call`, as a table's rows."""
+    found = []
+    for way, said in (
+        ("forward", "plain forward pass"),
+        ("ours", "gradients of the last layer"),
+        ("filled", "the same, into arrays that are there"),
+    ):
+        for i, seconds in enumerate(row[f"cpu_{way}"]):
+            ratio = 1.0 if way == "forward" else row[f"ratio_{way}"][i]
+            found.append([said, i + 1, seconds, row[f"wall_{way}"][i], ratio])
+    return found
 
 
 def main() -> None:
@@ -288,23 +291,33 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few records, one round")
     parser.add_argument("--records", type=int, help="one long call on so many W2 records instead")
     asked = parser.parse_args()
-    print(f"one thread, load {os.getloadavg()[0]:.1f}")
     if asked.records:
-        show_long_call(long_call(asked.records))
-        return
-    print(
-        f"{'':8}{'':12}{'':22}{'records':>9}{'CPU s':>8}{'per CPU s':>11}{'x one':>8}{'of fwd':>8}"
-    )
-    for row in rows(asked.quick):
-        head = f"{row['network']:8}{row['scope']:12}{row['way']:22}"
-        if row["n"] is None:
-            print(f"{head}not installed")
-            continue
-        naive = f"{row['over_batch_of_one']:8.1f}" if row["over_batch_of_one"] else f"{'':8}"
-        print(
-            f"{head}{row['n']:9,}{row['cpu_seconds']:8.2f}{row['records_per_second']:11,.0f}"
-            f"{naive}{row['of_forward']:8.1%}"
+        row = long_call(asked.records)
+        record, result, peak = (row[f"{k}_bytes"] / 1e9 for k in ("record", "result", "peak"))
+        table = Table(
+            "gradients-long",
+            f"The last layer's gradients of {asked.records:,} W2 records (load {load():.1f})",
+            ["", "round", "CPU s", "wall s", "of the forward pass"],
+            long_rows(row),
+            ["", "d", ".1f", ".1f", ".3f"],
+            [
+                f"{record:.2f} GB of records; at most {peak:.2f} GB beyond them, {result:.2f} GB "
+                "of it the result. What the system takes for fresh memory is in the second row."
+            ],
         )
+    else:
+        kept = ("network", "scope", "way", "n", "cpu_seconds", "records_per_second")
+        kept += ("over_batch_of_one", "of_forward")
+        table = Table(
+            "gradients",
+            f"Gradients of each record, on one thread (load {load():.1f})",
+            ["", "scope", "way", "records", "CPU s", "per CPU s", "x one", "of forward"],
+            [[row[key] for key in kept] for row in rows(asked.quick) if row["n"] is not None],
+            ["", "", "", ",", ".2f", ",.0f", ".1f", ".0%"],
+            ["x one: against batches of one record, for the same result."],
+        )
+    table.show()
+    table.save()
 
 
 if __name__ == "__main__":
