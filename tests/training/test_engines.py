@@ -271,13 +271,15 @@ def test_a_killed_worker_costs_nothing_but_time(engine: Engine, tmp_path, capfd)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ELSEWHERE)
-def test_a_task_that_kills_every_worker_is_given_up(engine: Engine, tmp_path):
+def test_a_task_that_kills_every_worker_is_given_up(engine: Engine, tmp_path, capfd):
     found = []
     with pytest.raises(VestigeError, match="killed 3 times at task 1; memory is probably too"):
         for _, result in engine.run(always_killed, tmp_path, range(4)):
             found.append(result)
     assert (tmp_path / "tries").read_text() == "xxx"
     assert set(found) <= {0, 2, 3}
+    time.sleep(1)  # Ray speaks from another thread
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
@@ -366,9 +368,11 @@ def test_a_program_that_ends_does_not_wait_for_its_workers(tmp_path, then, says)
 
 @pytest.mark.slow
 def test_ctrl_c_is_answered_by_nobody_but_us(tmp_path):
-    then = "try: list(results)\nexcept KeyboardInterrupt: print('interrupted')"
+    then = "try: print('set', flush=True); list(results)\n"
+    then += "except KeyboardInterrupt: print('interrupted')"
     program = start(tmp_path, then)
-    assert program.stdout is not None and program.stdout.readline() == "ready\n"
+    assert program.stdout is not None
+    assert [program.stdout.readline() for _ in range(2)] == ["ready\n", "set\n"]
     os.killpg(program.pid, signal.SIGINT)
     assert program.communicate(timeout=60) == ("interrupted\n", "")
     assert program.returncode == 0 and all_end(workers_of(tmp_path))
@@ -459,6 +463,23 @@ def test_workers_compute_on_one_thread(engine: Engine):
     for seen in in_order(engine.run(surroundings, None, range(4))):
         assert seen["torch"] == 1
         assert seen["OMP_NUM_THREADS"] == seen["LOKY_MAX_CPU_COUNT"] == "1"
+
+
+def by_default(shared: Any, task: int) -> Any:
+    return torch.zeros(1).dtype, torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize("engine", ELSEWHERE)
+def test_choices_for_the_whole_process_are_taken_along(engine: Engine):
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("high")
+    try:
+        theirs = in_order(engine.run(by_default, None, range(3)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+    assert theirs == [(torch.float64, "high")] * 3
+    assert in_order(engine.run(by_default, None, [0])) == [(torch.float32, "highest")]
 
 
 class Counting:
@@ -709,39 +730,21 @@ def test_no_cluster_to_be_found(no_ray):
         list(Ray("auto").run(added, 1, [1]))
 
 
-@needs_ray
-@pytest.mark.slow
-def test_a_ray_of_ours_is_quiet_and_guarded(tmp_path):
-    program = """
-import os, signal
-from pathlib import Path
-import numpy as np
-from vestige.training.cluster import guard
-from vestige.training.engines import Ray
-
-def work(shared, task):
-    print("not for the terminal")
-    if task == 1 and not Path("once").exists():
-        Path("once").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return task
-
-guard()
-print(sorted(Ray(workers=2).run(work, np.ones(10**6), range(4))))
-from ray._private.authentication.authentication_utils import is_token_auth_enabled
-print(is_token_auth_enabled())
-"""
-    env = os.environ | {"PYTHONPATH": str(Path(vestige.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout == "[(0, 0), (1, 1), (2, 2), (3, 3)]\nTrue\n"
-    assert done.stderr == ""
+def test_a_guard_for_programs_of_our_own(monkeypatch):
+    guarded = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    for name in guarded:
+        monkeypatch.setenv(name, "of the user's")
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    cluster.guard()
+    assert os.environ["RAY_AUTH_TOKEN"] == "of the user's"
+    for name in guarded:
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    cluster.guard()
+    assert not guarded & set(os.environ)  # too late for it
+    monkeypatch.delitem(sys.modules, "ray")
+    cluster.guard()
+    assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 @needs_ray

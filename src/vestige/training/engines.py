@@ -8,16 +8,19 @@ whose worker was killed is done again.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import joblib
 import numpy as np
+import sklearn
 import torch
 
 import vestige
@@ -213,11 +216,12 @@ def _do(name: str, code: str, parts: Sequence[Any], task: bytes) -> bytes:
 
 @functools.cache
 def _code() -> str:
-    """What rounds, and so has to be the same everywhere."""
-    from vestige.training.many import code_version
-
-    digest, versions = code_version().split(" ", 1)
-    return f"vestige {vestige.__version__} ({digest[:12]}) with {versions}"
+    """What has to be the same everywhere, for results to be."""
+    root, digest = Path(vestige.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    versions = f"torch {torch.__version__}, numpy {np.__version__}, sklearn {sklearn.__version__}"
+    return f"vestige {vestige.__version__} ({digest.hexdigest()[:12]}), {versions}"
 
 
 def _fetched(ray: Any, ref: Any, place: int) -> bytes:

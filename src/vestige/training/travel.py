@@ -21,6 +21,7 @@ from mmap import ACCESS_READ, mmap
 from typing import Any
 
 import numpy as np
+import torch
 from threadpoolctl import ThreadpoolController
 
 from vestige.errors import StoreError, VestigeError
@@ -104,7 +105,7 @@ def parts(job: Job, *, by_name: bool) -> list[memoryview]:
         )
 
     file, arrays = io.BytesIO(), list[memoryview]()
-    Pickler(file, 5, buffer_callback=lambda b: arrays.append(b.raw())).dump(job)
+    Pickler(file, 5, buffer_callback=lambda b: arrays.append(b.raw())).dump((job, _settings()))
     return [file.getbuffer(), *arrays]
 
 
@@ -125,13 +126,31 @@ def unpacked(name: str, parts: Sequence[Any]) -> Job:
     if name not in kept:
         kept.clear()
         try:
-            kept[name] = pickle.loads(parts[0], buffers=parts[1:])
+            kept[name], settings = pickle.loads(parts[0], buffers=parts[1:])
         except ModuleNotFoundError as error:
             raise VestigeError(
                 f"expected the workers to find the module {error.name}, but they do not; install "
                 "it where they are"
             ) from None
+        _settle(*settings)
     return kept[name]
+
+
+def _settings() -> tuple[torch.dtype, str, bool, bool]:
+    """What the caller chose for the whole process, and results depend on."""
+    return (
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def _settle(dtype: torch.dtype, precision: str, tf32: bool, deterministic: bool) -> None:
+    torch.set_default_dtype(dtype)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def answered(name: str, parts: Sequence[Any], task: bytes) -> bytes:
