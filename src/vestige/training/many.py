@@ -25,7 +25,7 @@ from vestige.models import BlackBox
 from vestige.pool import MemoryCache, Pool, SignalCache
 from vestige.records import Records
 from vestige.training.asking import Stacks
-from vestige.training.engines import Engine, Local
+from vestige.training.engines import Engine, Local, on_device
 from vestige.training.fingerprint import fingerprint
 from vestige.training.fit import (
     Gradients,
@@ -256,6 +256,7 @@ def train_many(
     # between processes of one's own an estimator may travel as it is
     packs = store is not None or isinstance(recipe, TorchRecipe)
     pack = partial(_packed, recipe) if packs else None
+    engine = on_device(engine, getattr(recipe, "device", "cpu"))
     for _, made in engine.run(_train, job, groups, pack=pack):
         narrowest = min(narrowest, made.width)
         for index, model in made.models.items():
