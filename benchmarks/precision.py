@@ -1,6 +1,6 @@
 """bfloat16 training: what it saves, and what it does to an attack.
 
-    python benchmarks/precision.py [--references 32]
+    python benchmarks/precision.py [--references 16]
 
 A CNN on 1,000 + 1,000 records of CIFAR-10 (fewer of digits, where that is not there). Targets and
 reference models are trained in float32 or bfloat16 each, and LiRA's AUC is measured in all pairs.
@@ -67,7 +67,7 @@ def rows(references: int) -> tuple[str, list[Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--references", type=int, default=32)
+    parser.add_argument("--references", type=int, default=16)
     references = parser.parse_args().references
     torch.set_num_threads(1)
     name, found = rows(references)

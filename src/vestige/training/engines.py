@@ -13,7 +13,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -36,7 +36,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 P = TypeVar("P")
 
-PROCESSES_PAY = 30.0
+PROCESSES_PAY = 60.0
 """Seconds of work left above which worker processes earn the import that each begins with."""
 
 
@@ -55,7 +55,7 @@ class Engine(Protocol):
         tasks: Sequence[T],
         *,
         pack: Callable[[R], P] | None = None,
-    ) -> Iterator[tuple[int, R | P]]:
+    ) -> Generator[tuple[int, R | P]]:
         """Yield (place of the task, work(shared, task)) as they are finished, in any order.
 
         Args:
@@ -107,7 +107,7 @@ class Local:
         tasks: Sequence[T],
         *,
         pack: Callable[[R], P] | None = None,
-    ) -> Iterator[tuple[int, R | P]]:
+    ) -> Generator[tuple[int, R | P]]:
         left, count = deque(range(len(tasks))), self._count()
         while left and (count == 1 or self.workers is None):
             place, started = left.popleft(), time.perf_counter()
@@ -170,7 +170,7 @@ class Ray:
         tasks: Sequence[T],
         *,
         pack: Callable[[R], P] | None = None,
-    ) -> Iterator[tuple[int, R | P]]:
+    ) -> Generator[tuple[int, R | P]]:
         ray = join(self.address, self.workers)
         room = int(ray.cluster_resources().get("GPU" if self.gpu else "CPU", 0))
         if not room:

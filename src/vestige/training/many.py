@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from vestige.errors import DamagedFile, InvalidInput
 from vestige.models import BlackBox
 from vestige.pool import MemoryCache, Pool, SignalCache
+from vestige.progress import Progress, quiet
 from vestige.records import Records
 from vestige.training.asking import Stacks
 from vestige.training.engines import Engine, Local, on_device
@@ -44,19 +46,14 @@ from vestige.training.recipe import Recipe, TorchRecipe
 from vestige.training.stacked import alike, fit_stack
 from vestige.training.store import Store, StoredSignals
 
-__all__ = ["Progress", "half_and_half", "model_seed", "train_many"]
+__all__ = ["half_and_half", "model_seed", "train_many"]
 
 LARGEST_KEPT = 256 * 2**20
 """Bytes of finished models that stay in memory, so that they are not read again at once."""
 
 LOCAL = Local()
 
-Progress = Callable[[str, int, int], None]
 Table = NDArray[np.bool_]
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """Progress that is not shown."""
 
 
 def model_seed(seed: int, index: int) -> int:
@@ -257,22 +254,23 @@ def train_many(
     packs = store is not None or isinstance(recipe, TorchRecipe)
     pack = partial(_packed, recipe) if packs else None
     engine = on_device(engine, getattr(recipe, "device", "cpu"))
-    for _, made in engine.run(_train, job, groups, pack=pack):
-        narrowest = min(narrowest, made.width)
-        for index, model in made.models.items():
-            if index not in missing:
-                continue
-            missing.discard(index)
-            if store is None:
-                kept[index] = _unpacked(job, model, names[index])
-                continue
-            data = model if isinstance(model, bytes) else recipe.dumps(model)
-            seconds = made.seconds / len(made.models)
-            store.save(run, names[index], partial(_write, data), seconds)
-            size += len(data)
-            if size <= LARGEST_KEPT and not isinstance(model, bytes):
-                kept[index] = model
-        progress("models", len(names) - len(missing), len(names))
+    with closing(engine.run(_train, job, groups, pack=pack)) as results:
+        for _, made in results:
+            narrowest = min(narrowest, made.width)
+            for index, model in made.models.items():
+                if index not in missing:
+                    continue
+                missing.discard(index)
+                if store is None:
+                    kept[index] = _unpacked(job, model, names[index])
+                    continue
+                data = model if isinstance(model, bytes) else recipe.dumps(model)
+                seconds = made.seconds / len(made.models)
+                store.save(run, names[index], partial(_write, data), seconds)
+                size += len(data)
+                if size <= LARGEST_KEPT and not isinstance(model, bytes):
+                    kept[index] = model
+            progress("models", len(names) - len(missing), len(names))
     provenance = {
         "path": job.choice.path,
         "why": _said(job.choice, narrowest),

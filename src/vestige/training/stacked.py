@@ -83,8 +83,9 @@ class _Stack(Protocol):
         """What a step changes beside the weights, in place."""
         ...
 
-    def same_each_step(self, x: Tensor, y: Tensor) -> bool:
-        """Whether tensors alone decide what a step on such a batch does."""
+    @property
+    def same_each_step(self) -> bool:
+        """Whether tensors alone decide what a step does."""
         ...
 
     def backward(self, x: Tensor, y: Tensor, step: int) -> None: ...
@@ -120,7 +121,7 @@ def _train(
     streams: Sequence[Streams],
     stack: _Stack,
 ) -> None:
-    captured = _can_be_captured(recipe, data, stack, rows)
+    captured = _can_be_captured(recipe, data, stack)
     optimizer = make_optimizer(recipe, stack.weights, capturable=captured)
     rates = [group["lr"] for group in optimizer.param_groups]
     noises = _generators(recipe, streams)
@@ -145,14 +146,14 @@ def _train(
         net.eval()
 
 
-def _can_be_captured(recipe: TorchRecipe, data: Resident, stack: _Stack, rows: Index) -> bool:
+def _can_be_captured(recipe: TorchRecipe, data: Resident, stack: _Stack) -> bool:
     """Whether every step does the same to other numbers: then a GPU can take it as one graph."""
     # optimizers of the user's may begin from something else than zeros, or not be capturable
     usual = isinstance(recipe.optimizer, str)
     same = usual and recipe.schedule is None and recipe.augment is None and data.is_resident
     if not same or not recipe.device.startswith("cuda"):
         return False
-    return stack.same_each_step(*data.gather(rows[:, : recipe.batch_size]))
+    return stack.same_each_step
 
 
 def _train_captured(
@@ -218,11 +219,8 @@ class _ExplicitStack:
     ) -> None:
         self._stack, self._noises = PlainStack(layers, nets, batch), noises
         self.weights, self.buffers = self._stack.trained, list[Tensor]()
-        self._drops = any(layer.dropout for layer in layers)
-
-    def same_each_step(self, x: Tensor, y: Tensor) -> bool:
         # a captured step cannot draw from each model's own generator
-        return not self._drops
+        self.same_each_step = not any(layer.dropout for layer in layers)
 
     def backward(self, x: Tensor, y: Tensor, step: int) -> None:
         self._stack.backward(x.reshape(*y.shape, -1), y, self._noises)
@@ -261,7 +259,7 @@ class _FunctionalStack:
         self._trained = {n: p.detach() for n, p in params.items() if n in names}
         self.weights = [params[name] for name in names]
         # an objective of one's own may depend on the number of the step
-        self._traces = isinstance(objective, RecipeLoss)
+        self.same_each_step = isinstance(objective, RecipeLoss)
         self._traced: dict[tuple[int, ...], Callable[..., Any]] = {}
         # in place from here on, for a captured step
         self._buffers = {name: b.detach().clone() for name, b in self._buffers.items()}
@@ -270,18 +268,11 @@ class _FunctionalStack:
     def buffers(self) -> list[Tensor]:
         return list(self._buffers.values())
 
-    def same_each_step(self, x: Tensor, y: Tensor) -> bool:
-        return self._traces and self._graph(self._arguments(x, y)) is not None
-
-    def _arguments(self, x: Tensor, y: Tensor) -> tuple[Any, ...]:
-        return (self._trained, self._fixed, self._buffers, x, y)
-
     def backward(self, x: Tensor, y: Tensor, step: int) -> None:
-        arguments = self._arguments(x, y)
+        arguments = (self._trained, self._fixed, self._buffers, x, y)
         with torch.no_grad():
-            traced = self._graph(arguments) if self._traces else None
-            if traced is not None:
-                gradients, buffers = traced(*arguments)
+            if self.same_each_step:
+                gradients, buffers = self._graph(arguments)(*arguments)
             else:
                 with _batched_kernels():
                     gradients, buffers = self._gradients(
@@ -310,21 +301,15 @@ class _FunctionalStack:
 
         return vmap(grad(one, has_aux=True), randomness="different")(trained, fixed, buffers, x, y)
 
-    def _graph(self, arguments: tuple[Any, ...]) -> Callable[..., Any] | None:
+    def _graph(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         shape = tuple(arguments[3].shape)
         if shape not in self._traced:
             # a copy of all: the step that is traced is not taken
             module, given = deepcopy((self._wrapped, arguments))
-            before = _python_state(module.net)
             with _own_draws(), _batched_kernels():
-                graph = _traced(
+                self._traced[shape] = _traced(
                     lambda t, f, b, x, y: self._gradients(t, f, b, x, y, 0, module), given
                 )
-            if _python_state(module.net) != before:
-                # a counter, say: what it does later cannot be read off one step
-                self._traces = False
-                return None
-            self._traced[shape] = graph
         return self._traced[shape]
 
     def unstack(self) -> None:
@@ -570,7 +555,9 @@ def _deciding(net: nn.Module, recipe: TorchRecipe, objective: Objective) -> str:
     parts = [
         (type(m), [v for n, v in vars(m).items() if n.endswith("_hooks")]) for m in net.modules()
     ]
-    asked = [recipe.loss, recipe.logits, recipe.augment, objective]
+    # of the recipe's own loss only what it is made of, which is the user's
+    own = None if type(objective) is RecipeLoss else objective
+    asked = [recipe.loss, recipe.logits, recipe.augment, own]
     return fingerprint([_python_state(net), parts, asked])
 
 
