@@ -1,10 +1,11 @@
 """A pool of reference models: every way to train it beside a plain loop, in one run.
 
-    python benchmarks/training.py [W1 W5 ...] [--models 1 8 32 128] [--seconds 4]
+    python benchmarks/training.py [W1 W5 ...] [--models 1 8 32 128] [--seconds 8]
 
 The plain loop is what people write: a DataLoader, the default optimizer, one model after another.
 Each figure is the whole of `train_many`, its planning and probes included, on one thread, in a
-process of its own; ratios are CPU seconds a model and step against the plain loop's.
+process of its own; ratios are CPU seconds a model and step against those of a plain loop right
+before, medians of three for small networks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from tables import Table
-from workloads import WORKLOADS, Workload, ceilings, cost, flops, load, plain_loop
+from workloads import WORKLOADS, Cost, Workload, ceilings, cost, flops, load, plain_loop
 
 import vestige as vs
 
@@ -26,7 +27,7 @@ LARGE = ("W2", "W3", "W4")
 
 
 def trained(recipe: vs.TorchRecipe, records: vs.Records, member: Any, path: str) -> str:
-    pool = vs.train_many(recipe, records, member, seed=0, path=path)
+    pool = vs.train_many(recipe, records, member, seed=0, path=path, engine=vs.Local(1))
     return str(pool.provenance["path"])
 
 
@@ -48,29 +49,31 @@ def rows_of(workload: Workload, models: list[int], seconds: float, gflops: float
     few = replace(workload.recipe, steps=20)
     pair = vs.half_and_half(2, len(records), seed=0)
     short = cost(partial(plain_loop, few, records, pair))
-    steps = int(max(20, min(20 * 100, 20 * seconds / short.cpu)))
+    steps = int(max(20, min(20 * 250, 20 * seconds / short.cpu)))
     recipe = replace(workload.recipe, steps=steps)
-    loops = [cost(partial(plain_loop, recipe, records, pair))]
     best = trained_by_rule(recipe, records)
-    measured = []
+    loop, loops, found = partial(plain_loop, recipe, records, pair), [], []
     for k in models:
         member = vs.half_and_half(max(2, k), len(records), seed=0)[:k]
         for path in PATHS:
-            if worth(workload, path, k):
-                name = f"{path} (the rule)" if path == best else path
-                measured.append((name, k, cost(partial(trained, recipe, records, member, path))))
-        loops.append(cost(partial(plain_loop, recipe, records, pair)))
-    # the loop is run between the others, and its median taken: so a busy minute harms both
-    each = median(loop.cpu for loop in loops) / 2 / steps
-    plain = replace(loops[0], cpu=2 * steps * each, wall=median(loop.wall for loop in loops))
-    found = []
-    for name, k, made in [("plain loop", 2, plain), *measured]:
-        cpu = made.cpu / k / steps
-        found.append(
-            [workload.name, name, k, steps, cpu * 1e6, made.wall / k / steps * 1e6, each / cpu]
-            + [step_flops / cpu / 1e9 / gflops, made.memory]
-        )
-    return found
+            if not worth(workload, path, k):
+                continue
+            work, pairs = partial(trained, recipe, records, member, path), []
+            # each against a loop of its own: a busy minute harms both
+            for _ in range(1 if workload.name in LARGE else 3):
+                loops.append(cost(loop))
+                pairs.append((cost(work), loops[-1].cpu / 2))
+            ratio = median(plain / (made.cpu / k) for made, plain in pairs)
+            name = f"{path} (the rule)" if path == best else path
+            found.append([workload.name, name, k, *figures([m for m, _ in pairs], k, steps), ratio])
+    found.insert(0, [workload.name, "plain loop", 2, *figures(loops, 2, steps), 1.0])
+    return [[*row[:6], row[-1], step_flops / row[4] / 1e3 / gflops, row[6]] for row in found]
+
+
+def figures(costs: list[Cost], k: int, steps: int) -> list[float]:
+    """Steps, CPU and wall microseconds a model and step, and MiB: medians."""
+    cpu, wall = (median(getattr(c, name) for c in costs) for name in ("cpu", "wall"))
+    return [steps, cpu / k / steps * 1e6, wall / k / steps * 1e6, costs[0].memory]
 
 
 def trained_by_rule(recipe: vs.TorchRecipe, records: vs.Records) -> str:
@@ -116,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(WORKLOADS))
     parser.add_argument("--models", type=int, nargs="+", default=[1, 8, 32, 128])
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=8.0)
     asked = parser.parse_args()
     for table in tables(asked.names, asked.models, asked.seconds):
         table.show()

@@ -29,6 +29,7 @@ from vestige.training import (
     TorchRecipe,
     fit,
     half_and_half,
+    shadows,
     train_many,
 )
 
@@ -68,6 +69,7 @@ __all__ = [
     "gate",
     "half_and_half",
     "metrics",
+    "shadows",
     "split",
     "train_many",
 ]

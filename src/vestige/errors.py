@@ -8,6 +8,8 @@
     ├── DatasetUnavailable             a data set is not on this machine and cannot be fetched
     ├── StoreError                     what is on disk cannot be read or written
     │   └── DamagedFile                one file's content is not what was written
+    ├── RemoteError                    a service does not answer as it should
+    │   └── BudgetSpent                no query is left; what was answered is kept
     ├── MissingExtra (ImportError)     an optional dependency is absent
     └── GateFailed                     a limit on leakage was exceeded
 
@@ -17,6 +19,7 @@ a traceback.
 """
 
 __all__ = [
+    "BudgetSpent",
     "DamagedFile",
     "DatasetUnavailable",
     "ForeignFolder",
@@ -25,6 +28,7 @@ __all__ = [
     "MissingExtra",
     "MissingModels",
     "PlanError",
+    "RemoteError",
     "StoreError",
     "VestigeError",
 ]
@@ -60,6 +64,14 @@ class StoreError(VestigeError):
 
 class DamagedFile(StoreError):
     """A file is not what was written: truncated, altered or foreign."""
+
+
+class RemoteError(VestigeError):
+    """A service does not answer, or not as it should."""
+
+
+class BudgetSpent(RemoteError):
+    """The query budget does not allow what was asked; every answer so far is kept."""
 
 
 class MissingExtra(VestigeError, ImportError):

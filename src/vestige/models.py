@@ -32,6 +32,8 @@ __all__ = [
     "checked_probabilities",
     "default_logits",
     "log_of_probabilities",
+    "look_like_probabilities",
+    "rounding_of",
 ]
 
 Floats = NDArray[np.float64]
@@ -149,8 +151,8 @@ class TorchModel:
             raise InvalidInput(f"expected batch_size >= 1, got {batch_size}")
         self.net = net
         self.batch_size = batch_size
-        self._logits = logits
-        self._outputs = outputs
+        self.logits = logits
+        self.outputs = outputs
         self._n_queries = 0
         _device_of(net)
 
@@ -167,7 +169,7 @@ class TorchModel:
                 answers.append(self._ask(x[start : start + self.batch_size], device))
         # what the answers look like is judged over all of them, whatever the batches were
         raw = _joined(answers)
-        table = _to_log_probabilities(raw.to(torch.float64), self._outputs, _rounding(raw))
+        table = _to_log_probabilities(raw.to(torch.float64), self.outputs, rounding_of(raw))
         self._n_queries += len(x)
         return table
 
@@ -266,7 +268,7 @@ class TorchModel:
         if len(x):
             with evaluating(self.net), torch.inference_mode():
                 raw = self._ask(x[: min(64, self.batch_size)], device)
-            _to_log_probabilities(raw.to(torch.float64), self._outputs, _rounding(raw))
+            _to_log_probabilities(raw.to(torch.float64), self.outputs, rounding_of(raw))
         return Network(
             self.net,
             lambda x: inputs_tensor(x, self.net, device),
@@ -276,7 +278,7 @@ class TorchModel:
 
     def _differentiable_logits(self, output: Any, n: int) -> Tensor:
         """Logits (n, classes) or (n,), whatever the module returns, with their graph."""
-        raw = self._logits(output)
+        raw = self.logits(output)
         if raw.ndim == 1 and n == 1 and len(raw) > 1:
             raw = raw[None]  # of a module that squeezes a batch of one record
         if raw.ndim == 1 or raw.shape in ((), (n, 1)):
@@ -286,16 +288,16 @@ class TorchModel:
                 f"expected logits of shape (n, classes) or (n,) for {n} records, got "
                 f"{tuple(raw.shape)}; pass logits=lambda output: ... to pick them"
             )
-        if self._outputs == "probabilities":
+        if self.outputs == "probabilities":
             return torch.logit(raw) if raw.ndim == 1 else raw.log()
-        if self._outputs == "log_probabilities" and raw.ndim == 1:
+        if self.outputs == "log_probabilities" and raw.ndim == 1:
             return raw - torch.log(-torch.expm1(raw))
         return raw
 
     def _ask(self, x: Any, device: torch.device) -> Tensor:
         """Answers (n, classes), or (n,) where there is one logit, on the CPU."""
         try:
-            raw = self._logits(self.net(inputs_tensor(x, self.net, device)))
+            raw = self.logits(self.net(inputs_tensor(x, self.net, device)))
         except InvalidInput:
             raise
         except Exception as error:  # a module's code may raise anything
@@ -350,7 +352,7 @@ def _joined(answers: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(answers))
 
 
-def _rounding(raw: Tensor) -> float:
+def rounding_of(raw: Tensor) -> float:
     """By how much a row of probabilities of this type may miss 1."""
     return 4 * torch.finfo(raw.dtype).eps if raw.is_floating_point() else 0.0
 
@@ -377,7 +379,7 @@ def _to_log_probabilities(raw: Tensor, outputs: Outputs | None, rounding: float 
     if outputs == "probabilities":
         table = checked_probabilities(raw.numpy(), tolerance=max(1e-3, rounding))
         return _floored(table, FLOOR)
-    if outputs is None and _look_like_probabilities(raw, max(1e-4, rounding)):
+    if outputs is None and look_like_probabilities(raw, max(1e-4, rounding)):
         raise InvalidInput(
             "expected logits from the module, got probabilities (every answer lies between 0 and "
             '1); pass outputs="probabilities", or outputs="logits" if you are sure that they are'
@@ -409,7 +411,7 @@ def _of_log_probabilities(raw: Tensor, rounding: float) -> Floats:
     return _normalized(torch.where(torch.isinf(raw), lowest, raw))
 
 
-def _look_like_probabilities(raw: Tensor, tolerance: float = 1e-4) -> bool:
+def look_like_probabilities(raw: Tensor, tolerance: float = 1e-4) -> bool:
     """A module that ends in a softmax would be squashed twice, and every number be off."""
     within = len(raw) > 0 and bool(((raw >= 0) & (raw <= 1)).all())
     if raw.ndim == 2:
@@ -637,7 +639,7 @@ class Predictions:
                 raw = raw.reshape(-1)
             if raw.ndim not in (1, 2):
                 raise InvalidInput(f"expected logits of shape (n, classes), got {tuple(raw.shape)}")
-            if _look_like_probabilities(raw):
+            if look_like_probabilities(raw):
                 raise InvalidInput(
                     "expected logits, got probabilities (every answer lies between 0 and 1); give "
                     "them as probabilities"

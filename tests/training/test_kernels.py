@@ -109,7 +109,7 @@ def test_gradients_are_those_of_autograd(n_models: int, batch: int) -> None:
     assert float((weights.grad - flat).abs().max()) < 1e-14
 
 
-@pytest.mark.skipif(kernels._onednn is None, reason="this build of torch has no oneDNN")
+@pytest.mark.skipif(kernels.onednn is None, reason="this build of torch has no oneDNN")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_large_products_train_as_training_alone_does(
     monkeypatch: pytest.MonkeyPatch, optimizer: str

@@ -36,6 +36,7 @@ from vestige.training import (
     half_and_half,
     mean_gradients,
     planner,
+    shadows,
     train_many,
 )
 from vestige.training.engines import Local
@@ -80,6 +81,22 @@ def test_halves_differ_between_pairs_and_seeds() -> None:
     assert not np.array_equal(member, half_and_half(4, 60, 1))
     # each record is as often in as out, so the halves are not by position
     assert 0 < member[0, :30].sum() < 30
+
+
+def test_shadows_are_trained_on_equally_many_and_leave_as_many() -> None:
+    member = shadows(30, 41, 20, seed=3)
+    assert member.shape == (30, 41) and (member.sum(axis=1) == 20).all()
+    # independent draws: they overlap as chance has it, and no two are equal
+    overlap = (member[:, None] & member[None]).sum(axis=2)[np.triu_indices(30, 1)]
+    assert abs(overlap.mean() - 20 * 20 / 41) < 0.5 and overlap.max() < 20
+    assert np.array_equal(shadows(12, 41, 20, seed=3), member[:12])
+    assert not np.array_equal(shadows(12, 41, 20, seed=4), member[:12])
+
+
+@pytest.mark.parametrize(("n_models", "n", "n_train"), [(0, 9, 4), (2, 9, 5), (2, 9, 0)])
+def test_shadows_that_leave_too_few_are_refused(n_models: int, n: int, n_train: int) -> None:
+    with pytest.raises(InvalidInput, match="twice as many records.*train on 4 at most"):
+        shadows(n_models, n, n_train, 0)
 
 
 @pytest.mark.parametrize(("n_models", "n", "ask"), [(3, 9, 4), (0, 9, 2), (-4, 9, 2), (2, 1, 2)])

@@ -2,7 +2,7 @@
 
 from vestige.training.engines import Engine, Local, Ray
 from vestige.training.fit import Batch, fit, mean_gradients
-from vestige.training.many import half_and_half, train_many
+from vestige.training.many import half_and_half, shadows, train_many
 from vestige.training.networks import CNN, MLP
 from vestige.training.recipe import (
     EarlyStopping,
@@ -33,5 +33,6 @@ __all__ = [
     "fit",
     "half_and_half",
     "mean_gradients",
+    "shadows",
     "train_many",
 ]

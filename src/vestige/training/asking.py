@@ -26,21 +26,21 @@ from torch import Tensor
 from vestige.models import (
     BlackBox,
     TorchModel,
-    _look_like_probabilities,
-    _rounding,
     default_logits,
     evaluating,
     inputs_tensor,
+    look_like_probabilities,
+    rounding_of,
 )
 from vestige.reading import STEP
 from vestige.training.fit import one_thread
 from vestige.training.kernels import (
     ACTIVATIONS,
     Plain,
-    _is_large,
-    _product,
-    _products,
+    is_large,
     plain_layers,
+    product,
+    products,
 )
 
 __all__ = ["Stacks"]
@@ -125,11 +125,11 @@ def _cut(places: Iterable[int], width: int) -> Iterator[list[int]]:
 
 def _is_candidate(model: BlackBox) -> TypeGuard[TorchModel]:
     """Whether a handle may be asked on its weights: it takes its network's logits as they are."""
-    if type(model) is not TorchModel or model._logits is not default_logits:
+    if type(model) is not TorchModel or model.logits is not default_logits:
         return False
     kinds = {(p.dtype, p.device.type) for p in model.net.parameters()}
     plain = kinds in ({(torch.float32, "cpu")}, {(torch.float64, "cpu")})
-    return plain and model._outputs in (None, "logits")
+    return plain and model.outputs in (None, "logits")
 
 
 def _width(model: TorchModel) -> int:
@@ -214,14 +214,14 @@ class _Stack:
         weight = self._weights[0]
         size = weight.numel() * len(inputs)
         # all models have the same inputs: one product for them all
-        product = _product if _is_large(weight, size) else torch.mm
-        h = product(weight.flatten(0, 1), inputs.t()).view(*weight.shape[:2], -1)
+        first = product if is_large(weight, size) else torch.mm
+        h = first(weight.flatten(0, 1), inputs.t()).view(*weight.shape[:2], -1)
         h = _activated(self._activations[0], h.add_(self._biases[0]))
         for weight, bias, name in zip(
             self._weights[1:], self._biases[1:], self._activations[1:], strict=True
         ):
             out = h.new_empty(*weight.shape[:2], h.shape[2])
-            h = _activated(name, _products(weight, h, out).add_(bias))
+            h = _activated(name, products(weight, h, out).add_(bias))
         return h.numpy()
 
     def _confirmed(self, x: Any, logits: NDArray[Any]) -> NDArray[np.bool_]:
@@ -241,9 +241,9 @@ class _Stack:
                 continue
             gap = (own.reshape(len(few), -1) - here[: len(few)]).abs().max()
             out[k] = bool(gap <= exact * (1 + here.abs().max()))
-            if model._outputs is None:
+            if model.outputs is None:
                 raw = here.double().squeeze(1)
-                out[k] &= not _look_like_probabilities(raw, max(1e-4, _rounding(here)))
+                out[k] &= not look_like_probabilities(raw, max(1e-4, rounding_of(here)))
         return out
 
 

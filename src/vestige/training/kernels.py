@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-__all__ = ["Layer", "Plain", "PlainStack", "plain_layers"]
+__all__ = [
+    "Layer",
+    "Plain",
+    "PlainStack",
+    "is_large",
+    "onednn",
+    "plain_layers",
+    "product",
+    "products",
+]
 
 _aten = torch.ops.aten
 
@@ -224,7 +233,7 @@ class PlainStack:
         own = [dict(net.named_parameters()) for net in nets]
         first = own[0]
         names = [n for layer in layers for n in (layer.weight, layer.bias) if n]
-        large = [n for n in names if _is_large(first[n], batch * first[n].numel())]
+        large = [n for n in names if is_large(first[n], batch * first[n].numel())]
         small = [n for n in names if n not in large]
         size = sum(first[n].numel() for n in small) * len(nets)
         flat = first[names[0]].new_empty(size).requires_grad_()
@@ -246,7 +255,7 @@ class PlainStack:
             self.trained += self._apart[name]
         for name in names:
             torch.stack([p[name].detach() for p in own], out=self._weights[name])
-        self._kept: dict[int, list[Tensor]] = {}
+        self._kept: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
 
     def unstack(self) -> None:
         """Put the weights back into the networks."""
@@ -266,12 +275,12 @@ class PlainStack:
         """
         batch = x.shape[1]
         if batch not in self._kept:
-            self._kept[batch] = self._space(batch)
-        outputs = self._kept[batch]
+            self._kept[batch] = self._space(batch), self._space(batch)
+        outputs, deltas = self._kept[batch]
         inputs = x.transpose(1, 2)
         saved = []
         for layer, output in zip(self._layers, outputs, strict=True):
-            _products(self._weights[layer.weight], inputs, output)
+            products(self._weights[layer.weight], inputs, output)
             if layer.bias:
                 output.add_(self._weights[layer.bias].unsqueeze(2))
             before, after, mask = output, output, None
@@ -297,14 +306,14 @@ class PlainStack:
                 delta = ACTIVATIONS[layer.activation].backward(delta, kept)
             if layer.weight in self._apart:
                 for k, p in enumerate(self._apart[layer.weight]):
-                    p.grad = _product(delta[k], given[k].t())
+                    p.grad = product(delta[k], given[k].t())
             else:
-                _products(delta, given.transpose(1, 2), self._gradients[layer.weight])
+                products(delta, given.transpose(1, 2), self._gradients[layer.weight])
             if layer.bias:
                 torch.sum(delta, 2, out=self._gradients[layer.bias])
             if place:
                 back = self._weights[layer.weight].transpose(1, 2)
-                delta = _products(back, delta, delta.new_empty(*back.shape[:2], batch))
+                delta = products(back, delta, deltas[place - 1])
 
     def _space(self, batch: int) -> list[Tensor]:
         weights = [self._weights[layer.weight] for layer in self._layers]
@@ -317,27 +326,28 @@ batched product on some processors, twice as fast on others, but costs a dozen m
 """
 
 
-def _is_large(like: Tensor, size: int) -> bool:
+def is_large(like: Tensor, size: int) -> bool:
     """Whether a product of so many multiplications is oneDNN's."""
     usual = like.dtype == torch.float32 and like.device.type == "cpu"
-    return _onednn is not None and usual and size >= LARGE_PRODUCT
+    return onednn is not None and usual and size >= LARGE_PRODUCT
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    assert _onednn is not None
-    return _onednn(a, b.t(), None, "none", [], "")
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b by oneDNN, which must be there: see `is_large`."""
+    assert onednn is not None
+    return onednn(a, b.t(), None, "none", [], "")
 
 
-def _products(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+def products(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a[k] @ b[k] for every model k."""
-    if not _is_large(a, a.shape[1] * a.shape[2] * b.shape[2]):
+    if not is_large(a, a.shape[1] * a.shape[2] * b.shape[2]):
         return torch.bmm(a, b, out=out)
     for k in range(len(a)):
-        out[k].copy_(_product(a[k], b[k]))
+        out[k].copy_(product(a[k], b[k]))
     return out
 
 
-def _found_onednn() -> Callable[..., Tensor] | None:
+def _found() -> Callable[..., Tensor] | None:
     """oneDNN's float32 product x @ w.T, which torch's compiler calls too; not in every build."""
     try:
         found: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
@@ -347,7 +357,7 @@ def _found_onednn() -> Callable[..., Tensor] | None:
         return None
 
 
-_onednn = _found_onednn()
+onednn = _found()
 
 
 def _cross_entropy_backward(logits: Tensor, y: Tensor) -> Tensor:
@@ -355,9 +365,8 @@ def _cross_entropy_backward(logits: Tensor, y: Tensor) -> Tensor:
     batch = logits.shape[2]
     if logits.shape[1] == 1:
         return torch.sigmoid(logits).sub_(y.unsqueeze(1)).div_(batch)
-    delta = torch.softmax(logits, 1)
-    ones = torch.ones((), dtype=delta.dtype, device=delta.device).expand(y.shape)
-    return delta.scatter_add_(1, y.unsqueeze(1), -ones.unsqueeze(1)).div_(batch)
+    delta = torch.softmax(logits, 1).mul_(1 / batch)
+    return delta.scatter_(1, y.unsqueeze(1), -1 / batch, reduce="add")
 
 
 def _mask(like: Tensor, share: float, noises: Sequence[torch.Generator]) -> Tensor:

@@ -46,7 +46,7 @@ from vestige.training.recipe import Recipe, TorchRecipe
 from vestige.training.stacked import alike, fit_stack
 from vestige.training.store import Store, StoredSignals
 
-__all__ = ["half_and_half", "model_seed", "train_many"]
+__all__ = ["half_and_half", "model_seed", "shadows", "train_many"]
 
 LARGEST_KEPT = 256 * 2**20
 """Bytes of finished models that stay in memory, so that they are not read again at once."""
@@ -86,6 +86,30 @@ def half_and_half(n_models: int, n_records: int, seed: int) -> Table:
         half = n_records // 2
         member[2 * pair, order[:half]] = True
         member[2 * pair + 1, order[half : 2 * half]] = True
+    return member
+
+
+def shadows(n_models: int, n_records: int, n_train: int, seed: int) -> Table:
+    """Independent draws without replacement, which may overlap between models.
+
+    Each model is left as many records that it never saw, at least, as it is trained on (Shokri et
+    al. 2017, sec. V-C). The first rows of a larger table are those of a smaller one.
+
+    Returns:
+        (n_models, n_records) bool, n_train of each row true.
+
+    Raises:
+        InvalidInput: fewer than twice n_train records, or no model.
+    """
+    if n_models < 1 or not 1 <= n_train <= n_records // 2:
+        raise InvalidInput(
+            f"expected at least one model and twice as many records as one is trained on, got "
+            f"{n_models} models, {n_records} records and {n_train} to train on; train on "
+            f"{max(n_records // 2, 1)} at most"
+        )
+    member = np.zeros((n_models, n_records), dtype=bool)
+    for model in range(n_models):
+        member[model, np.random.default_rng([seed, model]).permutation(n_records)[:n_train]] = True
     return member
 
 

@@ -8,6 +8,7 @@ cannot show equal to training alone is trained alone.
 
 from __future__ import annotations
 
+import inspect
 import random
 import warnings
 import weakref
@@ -137,10 +138,13 @@ def _train(
         few = islice(_together(recipe, rows, streams), total)
         _train_captured(recipe, stack, optimizer, gradients, few)
     else:
+        # without what torch wraps around it for hooks and profilers, a thirtieth of a small step
+        take = inspect.unwrap(type(optimizer).step)
         for step, index in zip(range(total), _together(recipe, rows, streams), strict=False):
             gradients(index, step)
             set_rate(optimizer, rates, recipe, step / total)
-            optimizer.step()
+            with torch.no_grad():
+                take(optimizer)
     stack.unstack()
     for net in nets:
         net.eval()
