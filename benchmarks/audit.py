@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,18 +18,20 @@ from workloads import load
 
 def audited(folder: str, references: int) -> tuple[float, float, dict[str, float]]:
     """CPU seconds, peak MiB and the report's own split of the time."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-m", "vestige", "audit", "--out", folder, "--quiet"]
-        + ["--references", str(references)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    words = [sys.executable, "-m", "vestige", "audit", "--out", folder, "--quiet"]
+    job = os.posix_spawn(
+        sys.executable,
+        [*words, "--references", str(references)],
+        {**os.environ, "OMP_NUM_THREADS": "1"},
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    # of this one process and its own, not of the largest so far
+    _, status, used = os.wait4(job, 0)
+    if status:
+        raise SystemExit(f"vestige audit ended with status {status}")
+    cpu = used.ru_utime + used.ru_stime
     report = json.loads((Path(folder) / "report.json").read_text())
-    return cpu, after.ru_maxrss / 1024, report["provenance"]["seconds"]
+    return cpu, used.ru_maxrss / 1024, report["provenance"]["seconds"]
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import torch
 import vestige
 from commands import PLAN, Finished, Ran, Vestige, run_in_process, write_world
 from vestige import cli
+from vestige.plans import plan_of
 from vestige.report import Report
 from vestige.training.engines import Local, Ray
 
@@ -474,3 +475,40 @@ def test_an_interrupted_audit_can_be_resumed(tmp_path, kind):
     # 66 references, of which the first 32 at most were finished before
     reused = int(again.err.split(" reused")[0].rsplit(" ", 1)[1])
     assert reused > 0
+
+
+@pytest.mark.slow
+def test_a_served_model_is_audited_as_if_it_were_here(finished: Finished, tmp_path):
+    write_world(tmp_path)
+    split = plan_of(str(finished.plan)).split
+    for side in ("members", "nonmembers", "population"):
+        records = getattr(split, side)
+        np.savez(tmp_path / f"{side}.npz", x=records.x, y=records.y)
+    words = [sys.executable, "-m", "vestige", "serve", "plan.toml", "--quiet"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=ALONE) as job:
+        try:
+            assert job.stdout is not None
+            url = job.stdout.readline().split()[0]
+            (tmp_path / "remote.toml").write_text(
+                '[data]\nmembers = "members.npz"\nnonmembers = "nonmembers.npz"\n'
+                f'population = "population.npz"\n[target]\nurl = "{url}"\n'
+            )
+            ran = run_alone("audit", "remote.toml", "--attacks", "loss", cwd=tmp_path)
+            assert ran.code == 0, ran
+        finally:
+            job.send_signal(signal.SIGINT)
+        assert job.wait(30) == 0
+    served = json.loads((tmp_path / "runs" / "remote" / "report.json").read_text())
+    here = json.loads((finished.out / "report.json").read_text())
+    loss = [next(f for f in r["findings"] if f["attack"] == "loss") for r in (served, here)]
+    assert loss[0]["metrics"]["auc"]["value"] == pytest.approx(loss[1]["metrics"]["auc"]["value"])
+    assert loss[0]["threat_model"]["n_queries"] == loss[1]["threat_model"]["n_queries"]
+
+
+def test_experiments_are_listed_and_unknown_ones_refused(vestige_command: Vestige, tmp_path):
+    ran = vestige_command("reproduce", "list")
+    assert ran.code == 0 and "shadow-table2" in ran.out and "rows: " in ran.out
+    assert "expected an experiment among" in vestige_command("reproduce", "table-9").refusal
+    words = ("reproduce", "shadow-table2", "--out", tmp_path)
+    assert "expected" in vestige_command(*words, "--scale", "huge").refusal
+    assert "expected" in vestige_command(*words, "--row", "none").refusal

@@ -905,6 +905,11 @@ def test_refusals(call):
         ask(model, data, loss=F.cross_entropy)
     with pytest.raises(InvalidInput, match="expected records that the module takes"):
         ask(model, records((3,)))
+    with pytest.raises(InvalidInput, match="expected Records, .*, got ndarray"):
+        ask(model, data.x)
+    if call == "factored_gradients":
+        with pytest.raises(InvalidInput, match="expected the name of one layer, got "):
+            ask(model, data, ["0"])
     assert model.n_queries == 0
 
 

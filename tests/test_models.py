@@ -591,3 +591,12 @@ def test_a_handle_for_what_a_user_has():
     assert isinstance(as_black_box(LogisticRegression().fit(X, Y)), EstimatorModel)
     with pytest.raises(InvalidInput, match="got dict"):
         as_black_box({})
+
+
+def test_no_answer_changes_its_largest_class() -> None:
+    tied = Predictions(probabilities=[[0.4, 0.4, 0.2], [0.2, 0.4, 0.4]])
+    assert tied.log_probabilities(np.array([[0], [1]])).argmax(axis=1).tolist() == [0, 1]
+    # of very many classes the largest is far below what is left
+    table = np.full((1, 5000), 1 / 5000)
+    found = Predictions(probabilities=table).log_probabilities(np.array([[0]]))
+    np.testing.assert_allclose(found, np.log(1 / 5000), rtol=1e-12)

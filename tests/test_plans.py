@@ -16,9 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from skops import io as skops_io
 
 from commands import PLAN, write_world
-from vestige.errors import DamagedFile, InvalidInput, PlanError, VestigeError
+from vestige.errors import BudgetSpent, DamagedFile, InvalidInput, PlanError, VestigeError
 from vestige.models import EstimatorModel, TorchModel
 from vestige.plans import BUILT_IN, built_in, plan_of
+from vestige.remote import RemoteModel
 from vestige.training.recipe import TorchRecipe
 
 
@@ -146,6 +147,10 @@ BAD: dict[str, tuple[str, str]] = {
         '[data]\nfile = "records.npz"\n[target]\nnetwork = "mlp"\nweights = "w.safetensors"\n',
         "members = a file and nonmembers = a file in [data] beside weights =, since a model that",
     ),
+    "members drawn for a service": (
+        '[data]\nset = "digits"\n[target]\nurl = "http://127.0.0.1:9"\n',
+        "beside url =",
+    ),
     "members drawn for an estimator": (
         '[data]\nset = "digits"\nmembers = 50\n[target]\nestimator = "e.skops"\n',
         "beside estimator =",
@@ -252,6 +257,21 @@ def test_pickled_weights_only_if_trusted(folder):
     with pytest.raises(PlanError, match="opening a pickle can run any program"):
         plan_of("plan.toml")
     assert not (folder / "sprung").exists()
+
+
+def test_a_target_behind_http(folder):
+    with_model(folder, 'url = "http://127.0.0.1:9/predict"\nbudget = 7')
+    plan = plan_of("plan.toml")
+    assert isinstance(plan.target, RemoteModel) and plan.target.url == "http://127.0.0.1:9/predict"
+    assert isinstance(plan.recipe, TorchRecipe)
+    with pytest.raises(BudgetSpent):
+        plan.target.log_probabilities(plan.split.members.x)
+    plan.target.close()
+    with_model(folder, 'url = "http://127.0.0.1:9/predict"\nbudgte = 7')
+    with pytest.raises(PlanError, match="got 'budgte'"):
+        plan_of("plan.toml")
+    # what was paid for is kept beside the plan
+    assert (folder / "plan.answers.sqlite").exists()
 
 
 def test_estimators(folder):

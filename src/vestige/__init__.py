@@ -16,6 +16,7 @@ from vestige.gradients import Factored
 from vestige.models import BlackBox, EstimatorModel, Predictions, TorchModel, WhiteBox
 from vestige.pool import Pool
 from vestige.records import Records, Split, split
+from vestige.remote import RemoteModel
 from vestige.scores import Scores
 
 # how models like it are trained
@@ -34,7 +35,7 @@ from vestige.training import (
 )
 
 # the audit, its numbers and its report
-from vestige import attacks, datasets, metrics
+from vestige import attacks, datasets, defenses, metrics, synthesis
 from vestige.audit import Plan, audit
 from vestige.metrics import Estimate
 from vestige.report import Finding, Report, gate
@@ -55,6 +56,7 @@ __all__ = [
     "Predictions",
     "Ray",
     "Records",
+    "RemoteModel",
     "Report",
     "Scores",
     "Split",
@@ -65,11 +67,13 @@ __all__ = [
     "attacks",
     "audit",
     "datasets",
+    "defenses",
     "fit",
     "gate",
     "half_and_half",
     "metrics",
     "shadows",
     "split",
+    "synthesis",
     "train_many",
 ]

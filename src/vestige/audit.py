@@ -19,10 +19,11 @@ from scipy.special import expit
 
 import vestige
 from vestige import measure, metrics
-from vestige.attacks import STANDARD
+from vestige.attacks import BY_NAME, STANDARD
 from vestige.attacks.attack import Attack
 from vestige.errors import DamagedFile, ForeignFolder, InvalidInput, MissingModels, PlanError
 from vestige.exchangeability import Exchangeability, exchangeability
+from vestige.fingerprint import fingerprint
 from vestige.models import (
     BlackBox,
     EstimatorModel,
@@ -49,12 +50,11 @@ from vestige.report import (
 from vestige.scores import Scores
 from vestige.signals import Signal, cross_entropy_loss, true_class_margin
 from vestige.training.engines import Engine, Local
-from vestige.training.fingerprint import fingerprint
 from vestige.training.many import half_and_half, train_many
 from vestige.training.recipe import Recipe
 from vestige.training.store import Store, write_atomically
 
-__all__ = ["Plan", "audit", "run"]
+__all__ = ["Plan", "audit", "run", "target_of"]
 
 UNLIKE = 0.1
 """Reference models whose mean probability of the right class differs by more are unlike it."""
@@ -94,7 +94,7 @@ class Plan:
         recipe: how a model like the target is trained; None leaves out the attacks that need
             reference models, unless `known` has some.
         references: number of reference models, even.
-        attacks: "standard", names of it, or attacks by a name of your own.
+        attacks: "standard", names of `attacks.BY_NAME`, or attacks by a name of your own.
         seed: of everything random.
         name: of the audit, for the report.
         data_name: of the data set; the name by default.
@@ -194,7 +194,7 @@ def run(
     _check(plan)
     plan, note = _with_population(plan)
     attacks, skipped = _attacks(plan)
-    seeds = [int(s) for s in np.random.SeedSequence(plan.seed).generate_state(5) >> 1]
+    seeds = _seeds(plan.seed)
     store = None if out is None else _opened(plan, Path(out), fresh, tell)
     target, target_seconds = _target(plan, seeds[0], store, engine, progress)
     candidates = _shuffled(plan.split, seeds[2])
@@ -252,9 +252,20 @@ def run(
     return report
 
 
+def target_of(plan: Plan, *, engine: Engine = LOCAL, progress: Progress = quiet) -> BlackBox:
+    """The plan's target; where there is none, the one that its audit would train."""
+    _check(plan)
+    return _target(plan, _seeds(plan.seed)[0], None, engine, progress)[0]
+
+
+def _seeds(seed: int) -> list[int]:
+    """Of target, references, order, check and population."""
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(5) >> 1]
+
+
 def _exposing(scores: Mapping[str, Scores]) -> str | None:
     """The attack whose scores name the exposed records; one of the user's own comes first."""
-    own = [name for name in scores if name not in STANDARD]
+    own = [name for name in scores if name not in BY_NAME]
     return next(iter([*own, *(n for n in EXPOSING if n in scores), *scores]), None)
 
 
@@ -286,13 +297,13 @@ def _attacks(plan: Plan) -> tuple[dict[str, Attack[BlackBox]], list[ReportWarnin
         ]
         return {n: a for n, a in STANDARD.items() if not lacking[n]}, warnings
     names = [plan.attacks] if isinstance(plan.attacks, str) else list(plan.attacks)
-    unknown = [n for n in names if n not in STANDARD]
+    unknown = [n for n in names if n not in BY_NAME]
     if unknown or not names:
         raise PlanError(
-            f"expected attacks among {', '.join(STANDARD)}, got "
+            f"expected attacks among {', '.join(BY_NAME)}, got "
             f"{', '.join(unknown) or 'none'}; name at least one of them"
         )
-    chosen = {n: STANDARD[n] for n in names}
+    chosen = {n: BY_NAME[n] for n in names}
     for name, attack in chosen.items():
         why = _lacks(plan, attack)
         if why:

@@ -174,6 +174,93 @@ def predictions(
 
 
 @app.command()
+def serve(
+    plan: Annotated[
+        str, typer.Argument(help="Whose target: what `vestige audit` takes.", show_default=False)
+    ],
+    filter: Annotated[
+        str, typer.Option(help="What the answers pass: top3, round1, temperature5, label, ...")
+    ] = "",
+    outputs: Annotated[
+        str,
+        typer.Option(
+            help="probabilities (the default), log_probabilities or labels.", show_default=False
+        ),
+    ] = "probabilities",
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for a free one.", show_default=False)] = 0,
+    token_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the tokens that are let in, by commas."),
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Records that may be asked with one token.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Open pickled models that you made yourself.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put a model behind HTTP on this machine, until Ctrl-C.
+
+    Where the plan names no model, the one that its audit would attack is trained first.
+    """
+    from vestige.audit import target_of
+    from vestige.defenses import behind
+    from vestige.plans import plan_of
+    from vestige.progress import shown
+    from vestige.serving import serve as run
+    from vestige.training.fit import one_thread
+
+    made = plan_of(plan, seed=seed, trust_pickle=trust_pickle)
+    with shown(quiet) as progress, one_thread():
+        model = target_of(made, progress=progress)
+    for one in filter.split(",") if filter else []:
+        model = behind(model, one.strip())
+    run(model, host=host, port=port, outputs=outputs, token_env=token_env, budget=budget)  # type: ignore[arg-type]
+
+
+@app.command()
+def reproduce(
+    what: Annotated[
+        str, typer.Argument(help="An experiment, or 'list'.", show_default=False)
+    ] = "list",
+    scale: Annotated[
+        str, typer.Option(help="ci (the default), laptop or paper.", show_default=False)
+    ] = "ci",
+    row: Annotated[str | None, typer.Option(help="One row; by default all, one by one.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results and models; runs/reproduce by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.", show_default=False)] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure finished rows again.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a table or figure of a paper: the paper's figures beside ours, with intervals."""
+    from vestige import reproduce as room
+    from vestige.progress import shown
+    from vestige.reproduce import text
+    from vestige.training.fit import one_thread
+
+    if what == "list":
+        print(text.listing(room.listed()))
+        return
+    with shown(quiet) as progress, one_thread():
+        found = room.run(
+            what,
+            scale,
+            row=row,
+            out=out or room.OUT,
+            seed=seed,
+            fresh=fresh,
+            progress=progress,
+            tell=progress.tell,
+        )
+    print(text.table(room.experiment(what), found))
+
+
+@app.command()
 def report(folder: Folder) -> None:
     """Render report.html again from report.json."""
     from vestige.report import Report, write_html

@@ -183,7 +183,7 @@ class TorchModel:
         Raises:
             InvalidInput: no layer of this name, or it does not answer once with n rows.
         """
-        found = per_record.activations(self._network(x), x, layer)
+        found = per_record.activations(self._checked(x), x, layer)
         self._n_queries += len(x)
         return found
 
@@ -212,7 +212,7 @@ class TorchModel:
             InvalidInput: unknown layers, labels that are no class of the model, a loss that
                 averages, values that are not finite.
         """
-        return self._counted(per_record.stream(self._network(records.x), records, layers, loss))
+        return self._counted(per_record.stream(self._network(records), records, layers, loss))
 
     def factored_gradients(
         self,
@@ -231,7 +231,12 @@ class TorchModel:
         Raises:
             InvalidInput: see `gradients`; or the layer's gradients have no factors.
         """
-        for part, found in per_record.factored(self._network(records.x), records, layer, loss, out):
+        if layer is not None and not isinstance(layer, str):
+            raise InvalidInput(
+                f"expected the name of one layer, got {layer!r}; ask for each by itself, or use "
+                "gradients(records, layers)"
+            )
+        for part, found in per_record.factored(self._network(records), records, layer, loss, out):
             self._n_queries += part.stop - part.start
             out = found
         assert out is not None
@@ -252,7 +257,7 @@ class TorchModel:
             layers: names in `net.named_modules()`; by default all parameters, frozen ones too.
         """
         norms = np.empty(len(records))
-        for part, values in per_record.norms(self._network(records.x), records, layers, loss):
+        for part, values in per_record.norms(self._network(records), records, layers, loss):
             norms[part] = values
             self._n_queries += len(values)
         return norms
@@ -262,7 +267,15 @@ class TorchModel:
             self._n_queries += part.stop - part.start
             yield chunk
 
-    def _network(self, x: Any) -> Network:
+    def _network(self, records: Records) -> Network:
+        if not isinstance(records, Records):
+            raise InvalidInput(
+                f"expected Records, whose labels a gradient needs, got {type(records).__name__}; "
+                "give Records.from_arrays(x, y)"
+            )
+        return self._checked(records.x)
+
+    def _checked(self, x: Any) -> Network:
         """What the gradients need to know, once the first answers look like what they should."""
         device = _device_of(self.net)
         if len(x):
@@ -483,11 +496,11 @@ def _floored(table: Floats, floor: float) -> Floats:
     largest = np.take_along_axis(array, top, axis=1)
     np.put_along_axis(array, top, 0.0, axis=1)
     rest = array.sum(axis=1, keepdims=True)
-    # rows that sum to one only roughly are normalized, so that their largest stays the largest
-    exact = np.abs(1 - rest - largest) <= 1e-6 * largest
+    # others are normalized, so that their largest stays the largest
+    exact = (rest < 0.5) & (np.abs(1 - rest - largest) <= 1e-6 * largest)
     np.put_along_axis(array, top, 1.0, axis=1)
     sharp = np.log(array)
-    np.put_along_axis(sharp, top, np.log1p(-np.minimum(rest, 0.999)), axis=1)
+    np.put_along_axis(sharp, top, np.log1p(-np.minimum(rest, 0.5)), axis=1)
     return np.asarray(np.where(exact, sharp, logs))
 
 

@@ -18,6 +18,7 @@ from vestige.audit import Plan
 from vestige.errors import DamagedFile, InvalidInput, PlanError, VestigeError
 from vestige.models import EstimatorModel, first_line, read_pickled_weights
 from vestige.records import Records, Split, split
+from vestige.remote import remote_of
 from vestige.training.fit import built
 from vestige.training.networks import CNN, MLP
 from vestige.training.recipe import (
@@ -263,6 +264,7 @@ _SECTIONS: Mapping[str, Mapping[str, _Kind]] = {
         "activation": _one_of("relu", "tanh"),
         "weights": _TEXT,
         "estimator": _TEXT,
+        "url": _TEXT,
         "description": _TEXT,
     },
     "training": {
@@ -293,11 +295,11 @@ def _from_toml(path: Path, seed: int | None, trust_pickle: bool) -> Plan:
     seed = said.get("seed", 0) if seed is None else seed
     drawn = _split_of(folder, said["data"], seed)
     recipe = _recipe_of(said, drawn)
-    target = _target_of(folder, said.get("target", {}), recipe, drawn, trust_pickle)
+    target = _target_of(path, said.get("target", {}), recipe, drawn, trust_pickle)
     if target is None and recipe is None:
         raise PlanError(
             f"expected a model in {path.name}, got none; say in [target] which network to train, "
-            "or its weights = or estimator = a file"
+            "its weights =, its estimator = or its url ="
         )
     return Plan(
         split=drawn,
@@ -320,6 +322,8 @@ def _check(path: Path, said: Said) -> None:
         # a section that is no table is refused as a key of the whole
         for key, value in (said.get(section, {}) if section else said).items():
             if key not in known:
+                if section == "target" and "url" in said["target"]:
+                    continue  # `remote_of` knows these
                 raise PlanError(
                     f"expected {', '.join(known)} in {where}, got {key!r}; correct the name"
                 )
@@ -329,7 +333,7 @@ def _check(path: Path, said: Said) -> None:
         raise PlanError(
             f"expected a table [data] in {path.name}, which says what was trained on; add it"
         )
-    given = [key for key in ("weights", "estimator") if key in said.get("target", {})]
+    given = [key for key in ("weights", "estimator", "url") if key in said.get("target", {})]
     if given and not isinstance(said["data"].get("members"), str):
         # drawing would make members of records that the model never saw
         raise PlanError(
@@ -421,9 +425,15 @@ def _recipe_of(said: Mapping[str, Any], drawn: Split) -> Recipe | None:
 
 
 def _target_of(
-    folder: Path, target: Mapping[str, Any], recipe: Recipe | None, drawn: Split, trust: bool
+    plan: Path, target: Mapping[str, Any], recipe: Recipe | None, drawn: Split, trust: bool
 ) -> Any:
-    """The model in a file, or None where the recipe is to train it."""
+    """The model in a file or behind HTTP, or None where the recipe is to train it."""
+    folder = plan.parent
+    if "url" in target:
+        local = set(_SECTIONS["target"]) - {"url"}
+        said = {key: value for key, value in target.items() if key not in local}
+        # what was paid for is kept beside the plan, whatever becomes of the audit's folder
+        return remote_of({"cache": f"{plan.stem}.answers.sqlite", **said}, folder)
     if "estimator" in target:
         path = folder / str(target["estimator"])
         return EstimatorModel(_estimator(path, trust), n_classes=drawn.members.n_classes)

@@ -32,7 +32,8 @@ class Pool(Generic[H]):
         models: (n_models) handles; a lazy sequence that loads one at a time is fine.
         records: every record the adversary may use, the candidates among them.
         member: (n_models, n_records) whether a model was trained on a record.
-        cache: where signals are kept once read.
+        cache: where signals are kept once read; one that is in use for other models is not
+            taken over from them, but replaced by an empty `MemoryCache`.
         provenance: how the models came to be, for the report.
         asker: how models are asked; see `vestige.training.asking.Stacks` for small networks.
     """
@@ -51,6 +52,8 @@ class Pool(Generic[H]):
                 f"expected a boolean membership table of shape (n_models, n_records) = "
                 f"{expected}, got {self.member.dtype} of shape {self.member.shape}"
             )
+        # dataclasses.replace hands on the cache beside other models
+        object.__setattr__(self, "cache", self.cache.of(self.models))
 
     @classmethod
     def of_population(cls, records: Records) -> Pool[H]:
@@ -122,8 +125,9 @@ class Pool(Generic[H]):
         Each is of shape (n_models, len(records)), or (n_models, len(records), columns), and
         read-only. The answers of a few models on a part of the records are in memory at a time,
         and what was read is kept in the cache as it comes: a pass that was killed goes on where it
-        was. A signal that is a function of a module is read once and kept; one made on the spot (a
-        lambda, a closure) is read each time, since nothing tells it from another.
+        was. A signal that is a function of a module is read once and kept, as long as it and what
+        it uses of its module are what they were; one made on the spot (a lambda, a closure, a
+        method) is read each time, since nothing tells it from another.
 
         Args:
             progress: called with "signals", the number of models asked so far and of all.

@@ -10,11 +10,12 @@ import functools
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from vestige import models as _models
 from vestige.errors import InvalidInput
+from vestige.fingerprint import fingerprint
 from vestige.models import BlackBox
 from vestige.progress import Progress
 from vestige.records import Records
@@ -135,6 +137,10 @@ class KeptSignal(Protocol):
 class SignalCache(Protocol):
     """Where a pool keeps signals that it has read once."""
 
+    def of(self, models: Sequence[BlackBox]) -> SignalCache:
+        """This cache for the models that it was first asked for, an empty one for others."""
+        ...
+
     def kept(self, key: str, n_models: int, n_records: int) -> KeptSignal:
         """What there is of a signal; the same object for the same key."""
         ...
@@ -142,6 +148,27 @@ class SignalCache(Protocol):
     def commit(self) -> None:
         """Return once what was put outlives the process, where it is to."""
         ...
+
+
+def are_whole(blocks: Iterable[Block], n_models: int, n_records: int) -> bool:
+    """Whether blocks of one cut have each value of a signal.
+
+    What passes of different cuts left behind overlaps, and says nothing of what it amounts to.
+    """
+    parts: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for block in blocks:
+        parts[block.start, block.stop].append((block.first, block.last))
+    return _follow(parts, n_models) and all(_follow(part, n_records) for part in parts.values())
+
+
+def _follow(ranges: Iterable[tuple[int, int]], end: int) -> bool:
+    """Whether ranges lead from 0 to the end, each from where the one before it stops."""
+    at = 0
+    for first, last in sorted(ranges):
+        if first != at:
+            return False
+        at = last
+    return at == end
 
 
 class InMemory:
@@ -153,7 +180,7 @@ class InMemory:
         self._done: set[Block] = set()
 
     def is_whole(self) -> bool:
-        return sum(b.size for b in self._done) == np.prod(self._shape) and bool(self._done)
+        return are_whole(self._done, *self._shape)
 
     def has(self, block: Block) -> bool:
         return block in self._done
@@ -177,6 +204,12 @@ class MemoryCache:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, int], InMemory] = {}
+        self._models: Sequence[BlackBox] | None = None
+
+    def of(self, models: Sequence[BlackBox]) -> MemoryCache:
+        if self._models is None:
+            self._models = models
+        return self if self._models is models else MemoryCache().of(models)
 
     def kept(self, key: str, n_models: int, n_records: int) -> InMemory:
         return self._kept.setdefault((key, n_models), InMemory(n_models, n_records))
@@ -252,8 +285,11 @@ def _kept(
     name = name_of(signal)
     if not name:
         return InMemory(n_models, len(records))
-    sources = [_source(module) for module in (sys.modules[signal.__module__], _models)]
-    parts = [name, *sources, asker.key(), records.digest()]
+    # of an installed function the fingerprint has no more than its own code
+    modules = (sys.modules[signal.__module__], _models, sys.modules[__name__])
+    parts = [name, fingerprint(signal), *(_source(module) for module in modules)]
+    # blocks of other cuts are other blocks
+    parts += [asker.key(), records.digest(), f"{PART_BYTES} {STEP} {records.n_classes}"]
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
     return cache.kept(key, n_models, len(records))
 
@@ -356,12 +392,20 @@ def _of_each_record(signal: Signal, answers: Floats, y: NDArray[np.int64], value
 
 
 def name_of(signal: Signal) -> str:
-    """What a signal is kept under, its code and the records apart; "" for one made on the spot."""
-    name = getattr(signal, "__qualname__", "<")
-    module = getattr(signal, "__module__", "")
+    """What a signal is kept under, its code and the records apart; "" for one made on the spot.
+
+    Only a function that its module has under its name is told from all others by it: not a method,
+    whose object may be another, nor a function that took over the name of the one it wraps.
+    """
+    if not isinstance(signal, FunctionType) or signal.__closure__ or "__wrapped__" in vars(signal):
+        return ""
     # functions of a notebook or a script keep their name when they are written anew
-    unnamed = "<" in name or module not in sys.modules or module == "__main__"
-    return "" if unnamed else f"{module} {name}"
+    if signal.__module__ == "__main__":
+        return ""
+    found: Any = sys.modules.get(signal.__module__)
+    for part in signal.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return f"{signal.__module__} {signal.__qualname__}" if found is signal else ""
 
 
 @functools.cache

@@ -244,6 +244,21 @@ def test_buffers_and_tied_weights_are_stored(tmp_path: Path) -> None:
         assert b.last.weight is b.first.weight  # type: ignore[union-attr]
 
 
+def test_a_model_that_answers_at_random_is_refused(tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x + torch.randn_like(x))
+            return out
+
+    recipe = replace(QUICK, build=Noisy)
+    with pytest.raises(InvalidInput, match="draws random numbers in eval mode"):
+        train_many(recipe, some_records(40), table(2, 40), seed=0, store=Store(tmp_path))
+
+
 def test_a_model_that_its_file_does_not_describe_is_refused(tmp_path: Path) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:

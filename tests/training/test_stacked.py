@@ -458,6 +458,21 @@ class Counted(nn.Module):
         return out * (0.1 if steps_taken > 1000 else 1.0)
 
 
+elsewhere = np.random.default_rng(0)
+
+
+class Drawing(nn.Module):
+    """Noise from a generator that nobody hands it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out * float(elsewhere.uniform(1 - 1e-12, 1))
+
+
 class Rising:
     """A loss that changes from step to step."""
 
@@ -492,6 +507,7 @@ def by_size(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
 
 
 OTHERWISE: dict[str, tuple[dict[str, Any], str]] = {
+    "global generator": ({"build": Drawing}, "depends on the steps before"),
     "global counter": ({"build": Counted}, "depends on the steps before"),
     "counter": ({"build": lambda: Counting()}, "depends on the steps before"),
     "loss with a state": ({"build": batch_norm, "loss": Rising()}, "depends on the steps before"),

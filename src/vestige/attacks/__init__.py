@@ -8,26 +8,34 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from vestige.attacks.attack import About, Attack
+from vestige.attacks.extraction import Extraction
+from vestige.attacks.label_only import AugmentationVotes, BoundaryDistance
 from vestige.attacks.lira import LiRA
 from vestige.attacks.population import Population
 from vestige.attacks.quantile import QuantileRegression
 from vestige.attacks.rmia import RMIA
+from vestige.attacks.shadow import Shadow
 from vestige.attacks.thresholds import Confidence, Correctness, Entropy, Loss, ModifiedEntropy
 from vestige.models import BlackBox
 
 __all__ = [
+    "BY_NAME",
     "STANDARD",
     "About",
     "Attack",
+    "AugmentationVotes",
+    "BoundaryDistance",
     "Confidence",
     "Correctness",
     "Entropy",
+    "Extraction",
     "LiRA",
     "Loss",
     "ModifiedEntropy",
     "Population",
     "QuantileRegression",
     "RMIA",
+    "Shadow",
 ]
 
 STANDARD: Mapping[str, Attack[BlackBox]] = MappingProxyType(
@@ -47,3 +55,14 @@ STANDARD: Mapping[str, Attack[BlackBox]] = MappingProxyType(
     }
 )
 """What an audit runs by default, under the names it reports."""
+
+BY_NAME: Mapping[str, Attack[BlackBox]] = MappingProxyType(
+    {
+        **STANDARD,
+        "shadow": Shadow(),
+        "boundary_distance": BoundaryDistance(),
+        "augmentation_votes": AugmentationVotes(),
+    }
+)
+"""What an audit runs when asked by name: of those that are not standard, shadow models do worse
+than others that need the same models, and attacks on labels ask the target many times a record."""

@@ -95,7 +95,10 @@ class Local:
 
     @property
     def name(self) -> str:
-        return f"local, {_workers(self._count())}"
+        count = self._count()
+        # without a number, it is the work's length that decides
+        most = "up to " if self.workers is None and count > 1 else ""
+        return f"local, {most}{_workers(count)}"
 
     def _count(self) -> int:
         return self.workers or max(1, len(_gpus()) if self.gpu else joblib.cpu_count())
@@ -177,7 +180,9 @@ class Ray:
             what = "GPU" if self.gpu else "CPU"
             raise VestigeError(f"expected a Ray cluster with a {what}, got one without")
         at_once = self.workers or 2 * room
-        parts = travel.parts((work, shared, pack), by_name=False)
+        nodes = [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
+        beside = 1 if self.gpu else int(min(self.workers or room, max(nodes)))
+        parts = travel.parts((work, shared, pack), by_name=False, at_once=max(1, beside))
         job = ray.put([np.asarray(part) for part in parts])
         do = ray.remote(_do).options(num_cpus=1, num_gpus=int(self.gpu), max_retries=TRIES - 1)
         name, left = uuid.uuid4().hex, deque(range(len(tasks)))

@@ -233,7 +233,8 @@ class PlainStack:
         own = [dict(net.named_parameters()) for net in nets]
         first = own[0]
         names = [n for layer in layers for n in (layer.weight, layer.bias) if n]
-        large = [n for n in names if is_large(first[n], batch * first[n].numel())]
+        weights = [layer.weight for layer in layers]
+        large = [n for n in weights if is_large(first[n], batch * first[n].numel())]
         small = [n for n in names if n not in large]
         size = sum(first[n].numel() for n in small) * len(nets)
         flat = first[names[0]].new_empty(size).requires_grad_()

@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from vestige.errors import DamagedFile, InvalidInput
-from vestige.models import BlackBox
+from vestige.fingerprint import fingerprint
+from vestige.models import BlackBox, answers_alike
 from vestige.pool import MemoryCache, Pool, SignalCache
 from vestige.progress import Progress, quiet
 from vestige.records import Records
 from vestige.training.asking import Stacks
 from vestige.training.engines import Engine, Local, on_device
-from vestige.training.fingerprint import fingerprint
 from vestige.training.fit import (
     Gradients,
     Objective,
@@ -44,7 +44,7 @@ from vestige.training.fit import (
 from vestige.training.planner import Choice, choose, memory_left
 from vestige.training.recipe import Recipe, TorchRecipe
 from vestige.training.stacked import alike, fit_stack
-from vestige.training.store import Store, StoredSignals
+from vestige.training.store import Store, StoredFile, StoredSignals
 
 __all__ = ["half_and_half", "model_seed", "shadows", "train_many"]
 
@@ -123,7 +123,7 @@ class _Models(Sequence[BlackBox]):
         self,
         recipe: Recipe,
         n_classes: int,
-        files: Sequence[Path | bytes | None],
+        files: Sequence[StoredFile | bytes | None],
         kept: Mapping[int, BlackBox],
     ) -> None:
         self._recipe, self._n_classes, self._files = recipe, n_classes, files
@@ -146,7 +146,7 @@ class _Models(Sequence[BlackBox]):
             return self._kept[index]
         file = self._files[index]
         assert file is not None, "a model without a file is kept"
-        name = file.name if isinstance(file, Path) else f"model {index}"
+        name = file.name if isinstance(file, StoredFile) else f"model {index}"
         return self._recipe.loads(_content(file), name, self._n_classes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,8 +157,8 @@ class _Models(Sequence[BlackBox]):
         return {**vars(self), "_files": files, "_kept": {}}
 
 
-def _content(file: Path | bytes) -> bytes:
-    return file.read_bytes() if isinstance(file, Path) else file
+def _content(file: StoredFile | bytes) -> bytes:
+    return file.content() if isinstance(file, StoredFile) else file
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def train_many(
         "key": run,
     }
     cache: SignalCache = MemoryCache() if store is None else StoredSignals(store, run)
-    files = [None if store is None else store.path(run, name) for name in names]
+    files = [None] * len(names) if store is None else store.files(run, names)
     models = _Models(recipe, records.n_classes, files, kept)
     return Pool(models, records, member, cache, provenance, Stacks())
 
@@ -476,6 +476,11 @@ def _same_when_read(job: _Job, model: BlackBox) -> None:
             "through EstimatorRecipe, or without a store"
         ) from error
     x = job.records.x[: min(8, len(job.records))]
+    if not answers_alike(model, x):
+        raise InvalidInput(
+            "expected the same answer to the same question, got two different ones; the model "
+            "draws random numbers in eval mode (dropout that is always on?): make it deterministic"
+        )
     gap = np.abs(np.exp(model.log_probabilities(x)) - np.exp(again.log_probabilities(x))).max()
     if gap > 1e-3:
         raise InvalidInput(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from vestige.errors import InvalidInput
 from vestige.records import Records
+from vestige.training import travel
 from vestige.training.fit import (
     Index,
     Objective,
@@ -49,6 +51,8 @@ BUDGET = {"cpu": 2**30, "cuda": 16 * 2**30}
 
 LARGEST_STACKED_ON_CPU = 100_000
 """Parameters above which a model's own products fill a CPU core, and `torch.func` gains nothing."""
+
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -265,18 +269,43 @@ def _bytes_of_any(
 
 
 def memory_left(device: str) -> int:
-    """Bytes that can still be taken: of the GPU, or of the machine or this process's group."""
+    """Bytes that can still be taken: of the GPU, or of the machine or this process's groups.
+
+    In a worker it is an equal share of them.
+    """
     if device.startswith("cuda"):
         own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(torch.device(device))[0]) + own
-    left: list[int] = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = int(torch.cuda.mem_get_info(torch.device(device))[0])
+        return free // travel.at_once + own
+    left = [sys.maxsize]
+    with suppress(OSError):  # another system
+        lines = (PROC / "meminfo").read_text().splitlines()
         left += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            left.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # another system, or no limit
-    return max(0, min(left, default=sys.maxsize))
+        left += _left_in_groups()
+    return max(0, min(left)) // travel.at_once
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Bytes left in this process's control groups (v1 and v2), and in those around them."""
+    for line in (PROC / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = GROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        # in a container its own group is the root, whatever it is called outside
+        for group in (own, *own.parents[: len(own.parts) - len(root.parts)]):
+            # no such group, or one without a limit ("max")
+            with suppress(OSError, ValueError):
+                yield _left_in_group(group, *names)
+
+
+def _left_in_group(group: Path, limit: str, used: str, cache: str) -> int:
+    most, taken = (int((group / name).read_text()) for name in (limit, used))
+    lines = (group / "memory.stat").read_text().splitlines()
+    # copies of files count as taken, and are given back where memory is asked for
+    return most - taken + sum(int(line.split()[1]) for line in lines if line.split()[0] == cache)

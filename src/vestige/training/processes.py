@@ -168,16 +168,22 @@ def in_processes(
     Raises:
         VestigeError: one task's worker was killed `TRIES` times, or `work` raised it.
     """
-    free = [_taken(gpu) for gpu in gpus]
+    free: list[Worker] = []
     running: dict[Future[bytes], tuple[int, Worker]] = {}
     finished: deque[tuple[int, bytes]] = deque()
     deaths: Counter[int] = Counter()
-    with travel.in_file(travel.parts(job, by_name=True)) as where:
+    # those who share a GPU, or the machine's memory
+    at_once = max(Counter(gpus).values())
+    with travel.in_file(travel.parts(job, by_name=True, at_once=at_once)) as where:
         try:
+            # not before, for what goes wrong until here would lose them
+            for gpu in gpus:
+                free.append(_taken(gpu))
             while left or running:
                 while left and free:
-                    worker, place = free.pop(), left.popleft()
+                    place = left.popleft()
                     task = travel.dumped(tasks[place])
+                    worker = free.pop()
                     try:
                         future = worker.submit(_do, *where, task)
                     except RuntimeError:  # it was killed while it had nothing to do

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vestige.errors import DamagedFile, InvalidInput
+from vestige.fingerprint import fingerprint
 from vestige.models import BlackBox, EstimatorModel, TorchModel, default_logits, named_columns
 from vestige.records import Records
-from vestige.training.fingerprint import fingerprint
 
 __all__ = [
     "EarlyStopping",

@@ -27,10 +27,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from vestige.fingerprint import fingerprint
 from vestige.models import first_line
 from vestige.records import Records
 from vestige.training import cuda
-from vestige.training.fingerprint import fingerprint
 from vestige.training.fit import (
     Batch,
     Index,

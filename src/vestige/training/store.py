@@ -18,8 +18,10 @@ import re
 import socket
 import sqlite3
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -27,8 +29,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vestige.errors import StoreError
-from vestige.reading import Block, same_columns
+from vestige.errors import DamagedFile, StoreError
+from vestige.models import BlackBox
+from vestige.reading import Block, MemoryCache, SignalCache, are_whole, same_columns
 
 __all__ = ["Store", "StoredSignals", "write_atomically"]
 
@@ -114,15 +117,30 @@ def _is_abandoned(part: Path) -> bool:
     return False
 
 
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """One process here at a time, where the system can see to it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("a") as file:
+        with suppress(OSError):  # a network disk without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing it unlocks
+
+
 class Store:
     """Finished files of a folder.
 
     Args:
         folder: made if absent.
-        tell: called with one sentence for each file that had to be set aside.
+        tell: called with one sentence for each file that had to be set aside; by default it is a
+            warning.
     """
 
-    def __init__(self, folder: Path | str, tell: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, folder: Path | str, tell: Callable[[str], None] = warnings.warn) -> None:
         self.folder = Path(folder)
         self._tell = tell
         with explained(self.folder):
@@ -135,13 +153,17 @@ class Store:
                     part.unlink(missing_ok=True)
 
     def _open(self) -> None:
-        if not self._is_sound():
-            os.replace(self._manifest, self._manifest.with_suffix(".damaged"))
+        if self._is_sound():
+            return
+        with _one_at_a_time(self._manifest.with_suffix(".lock")):
+            if self._is_sound():  # another process was quicker: what it entered since stays
+                return
             # a journal left behind would be played back into the new manifest
             self._manifest.with_name(f"{self._manifest.name}-journal").unlink(missing_ok=True)
-            self._tell(f"{self._manifest.name} is damaged and was set aside; all is made again")
+            os.replace(self._manifest, self._manifest.with_suffix(".damaged"))
             with self._connected():
                 pass
+        self._tell(f"{self._manifest.name} is damaged and was set aside; all is made again")
 
     def _is_sound(self) -> bool:
         """Whether the manifest, made if absent, is one, in every page."""
@@ -241,6 +263,11 @@ class Store:
         self._tell(f"{path.name} in {self.folder} is damaged (not what was written); made again")
         return None
 
+    def files(self, run: str, names: Sequence[str]) -> list[StoredFile]:
+        """Files of a run, to be read later."""
+        digests = self.entered(run, "")
+        return [StoredFile(self, run, name, digests.get(name, "")) for name in names]
+
     def seconds(self, run: str) -> float:
         """Training time of everything finished in a run."""
         with explained(self._manifest), self._connected() as connection:
@@ -250,8 +277,36 @@ class Store:
         return float(row[0])
 
 
-LARGEST_IN_MEMORY = 256 * 2**20
-"""Bytes of a signal above which it stays on disk, and is mapped into memory."""
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a store, and what it was when the manifest was asked."""
+
+    store: Store
+    run: str
+    name: str
+    sha256: str
+
+    def content(self) -> bytes:
+        """What was written.
+
+        Raises:
+            DamagedFile: it is gone, or something else.
+        """
+        path = self.store.path(self.run, self.name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DamagedFile(
+                f"expected to read {path}, but {error.strerror}; run the same command again"
+            ) from error
+        found = hashlib.sha256(data).hexdigest()
+        # another process may have made it again since
+        if found != self.sha256 and found != self.store.entered(self.run, self.name).get(self.name):
+            raise DamagedFile(
+                f"expected {path} as it was written, but it was altered since; run the same "
+                "command again, which makes it again"
+            )
+        return data
 
 
 class StoredSignals:
@@ -260,6 +315,12 @@ class StoredSignals:
     def __init__(self, store: Store, run: str) -> None:
         self._store, self._run = store, run
         self._kept: dict[str, _Stored] = {}
+        self._models: Sequence[BlackBox] | None = None
+
+    def of(self, models: Sequence[BlackBox]) -> SignalCache:
+        if self._models is None:
+            self._models = models
+        return self if self._models is models else MemoryCache().of(models)
 
     def kept(self, key: str, n_models: int, n_records: int) -> _Stored:
         name = f"signal-{key}-{n_models}.npy"
@@ -299,8 +360,7 @@ class _Stored:
         self._find()
 
     def is_whole(self) -> bool:
-        n_values = self._shape[0] * self._shape[1]
-        return bool(self._done) and sum(b.size for b in self._done) == n_values
+        return are_whole(self._done, *self._shape[:2])
 
     def has(self, block: Block) -> bool:
         return block in self._done

@@ -30,6 +30,7 @@ from vestige.training.fit import one_thread
 __all__ = [
     "Job",
     "answered",
+    "at_once",
     "beside",
     "dumped",
     "failed",
@@ -46,6 +47,9 @@ Job = tuple[Callable[[Any, Any], Any], Any, Callable[[Any], Any] | None]
 
 kept: dict[str, Job] = {}
 """In a worker: the job it is at, under the name by which it came."""
+
+at_once = 1
+"""In a worker: tasks that are done at the same time in the memory that it has for its own."""
 
 
 @contextlib.contextmanager
@@ -89,12 +93,13 @@ def _mapped(array: np.memmap[Any, Any]) -> tuple[Any, ...] | None:
     return again if same else None
 
 
-def parts(job: Job, *, by_name: bool) -> list[memoryview]:
+def parts(job: Job, *, by_name: bool, at_once: int) -> list[memoryview]:
     """The pickle, and the memory of each array.
 
     Args:
         by_name: whether workers see the files of this machine: arrays that lie in one go by its
             name then.
+        at_once: tasks that will be done at the same time in one memory.
     """
     import cloudpickle
 
@@ -105,7 +110,8 @@ def parts(job: Job, *, by_name: bool) -> list[memoryview]:
         )
 
     file, arrays = io.BytesIO(), list[memoryview]()
-    Pickler(file, 5, buffer_callback=lambda b: arrays.append(b.raw())).dump((job, _settings()))
+    told = (job, at_once, _settings())
+    Pickler(file, 5, buffer_callback=lambda b: arrays.append(b.raw())).dump(told)
     return [file.getbuffer(), *arrays]
 
 
@@ -123,10 +129,11 @@ def unpacked(name: str, parts: Sequence[Any]) -> Job:
     Raises:
         VestigeError: it needs a module that is not there.
     """
+    global at_once
     if name not in kept:
         kept.clear()
         try:
-            kept[name], settings = pickle.loads(parts[0], buffers=parts[1:])
+            kept[name], at_once, settings = pickle.loads(parts[0], buffers=parts[1:])
         except ModuleNotFoundError as error:
             raise VestigeError(
                 f"expected the workers to find the module {error.name}, but they do not; install "

@@ -19,10 +19,10 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from small import small_mlp
 from torch import nn
 
 import vestige
+from vestige.fingerprint import fingerprint
 from vestige.training import (
     CNN,
     MLP,
@@ -32,7 +32,6 @@ from vestige.training import (
     TorchRecipe,
     cosine,
 )
-from vestige.training.fingerprint import fingerprint
 
 
 def module_of(source: str, name: str = "mine", **given: Any) -> ModuleType:
@@ -317,7 +316,7 @@ def test_modules_are_their_tensors_and_their_settings() -> None:
     def seeded() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return small_mlp()
+            return MLP(6, 3, hidden=(5,))()
 
     net = seeded()
     assert fingerprint(net) == fingerprint(seeded())
@@ -407,7 +406,7 @@ import functools, logging
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from vestige.training import MLP, EstimatorRecipe, FunctionRecipe, TorchRecipe
-from vestige.training.fingerprint import fingerprint
+from vestige.fingerprint import fingerprint
 
 WORDS = {"one", "two", "three", "four"}
 LOG = logging.getLogger("mine")

@@ -1,4 +1,4 @@
-"""A digest of how a model is trained, so that what was trained otherwise is never reused.
+"""A digest of how a number is made, so that what was made otherwise is never reused.
 
 Functions are read by what they do (bytecode, constants, closures, and whatever they name in their
 module), not by where they are written: moving a line or renaming a file keeps the digest, changing
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import random
 import re
 import sys
 import sysconfig
@@ -111,6 +112,8 @@ class _Reader:
             names = set(_names(value.__code__))
             used = {n: value.__globals__[n] for n in names if n in value.__globals__}
             yield from self.read({n: _named_of(item, names) for n, item in used.items()})
+            if vars(value):
+                yield from self.read(vars(value))
 
     def _code(self, value: types.CodeType) -> Iterator[bytes]:
         yield from (value.co_code, value.co_exceptiontable)
@@ -128,6 +131,12 @@ class _Reader:
             yield from self.read([value.__func__, value.__self__])
         elif isinstance(value, nn.Module):
             yield from self.read(_module_state(value))
+        elif isinstance(value, np.random.Generator):
+            yield from self.read(value.bit_generator.state)
+        elif isinstance(value, (torch.Generator, np.random.RandomState)):
+            yield from self.read(value.get_state())
+        elif isinstance(value, random.Random):
+            yield from self.read(value.getstate())
         elif callable(getattr(value, "get_params", None)):
             yield from self.read(value.get_params(deep=False))
         else:

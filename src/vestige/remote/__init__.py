@@ -1,0 +1,15 @@
+"""Targets that one can only ask, over HTTP."""
+
+from vestige.remote.mapping import Decode, Encode, JsonAnswers, JsonInputs, in_order
+from vestige.remote.model import Backoff, RemoteModel, remote_of
+
+__all__ = [
+    "Backoff",
+    "Decode",
+    "Encode",
+    "JsonAnswers",
+    "JsonInputs",
+    "RemoteModel",
+    "in_order",
+    "remote_of",
+]
