@@ -247,3 +247,36 @@ def test_digits_out_of_the_box():
     assert lira.value > loss.value
     assert made.exchangeability.passed
     assert all(r.preview is None or r.preview.kind == "image" for r in made.exposed_records.records)
+
+
+def test_reference_models_answer_through_the_filter_of_the_target(plan, report):
+    # a temperature flattens the target's answers: compared with sharp ones they look unsure
+    flat = {"attacks": ["lira_online", "lira_offline"]}
+    target = RECIPE.fit(plan.split.members, 5)
+    hidden = vs.defenses.behind(target, "temperature20")
+    apart = run(replace(plan, target=hidden, **flat))
+    alike = run(replace(plan, target=hidden, answers="temperature20", **flat))
+    gain = [r.finding("lira_online").metrics["auc"].value for r in (apart, alike)]
+    assert gain[1] > gain[0] + 0.03
+    assert "reference_unlike" in {w.code for w in apart.warnings}
+    assert "reference_unlike" not in {w.code for w in alike.warnings}
+
+
+def test_answers_that_show_little_are_noticed(plan):
+    few = {"attacks": ["loss", "lira_online"]}
+    for spec in ("top1", "label", "round1"):
+        hidden = vs.defenses.behind(RECIPE.fit(plan.split.members, 5), spec)
+        made = run(replace(plan, target=hidden, **few))
+        assert "answers_filtered" in {w.code for w in made.warnings}, spec
+        said = run(replace(plan, target=hidden, answers=spec, **few))
+        assert "answers_filtered" not in {w.code for w in said.warnings}, spec
+    assert "answers_filtered" not in {w.code for w in run(replace(plan, **few)).warnings}
+
+
+def test_a_target_that_is_trained_here_is_put_behind_the_filter(plan):
+    made = run(replace(plan, answers="label", attacks=["loss"]))
+    bare = run(replace(plan, attacks=["loss"]))
+    auc = [r.finding("loss").metrics["auc"].value for r in (made, bare)]
+    assert auc[0] < auc[1]
+    with pytest.raises(InvalidInput, match="expected a filter like"):
+        run(replace(plan, answers="tpo3"))

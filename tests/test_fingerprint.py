@@ -81,6 +81,11 @@ def test_names_matter_beside_bytecode() -> None:
 
 USED = {
     "a number": ("WIDTH = 3\n", "WIDTH = 4\n", "def build(): return WIDTH\n"),
+    "an attribute of a function": (
+        "def f(): return f.w\nf.w = 3\n",
+        "def f(): return f.w\nf.w = 4\n",
+        "def build(): return f()\n",
+    ),
     "a table": ("C = {'w': 3}\n", "C = {'w': 4}\n", "def build(): return C['w']\n"),
     "a list": ("C = [1, 2]\n", "C = [2, 1]\n", "def build(): return C[0]\n"),
     "None, later a number": ("W = None\n", "W = 1\n", "def build(): return W\n"),

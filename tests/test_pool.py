@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from vestige import signals as signals_module
 from vestige.errors import InvalidInput
 from vestige.models import Predictions
 from vestige.pool import MemoryCache, Pool
+from vestige.reading import Block, OneByOne, are_whole
 from vestige.records import Records
 from vestige.signals import (
     cross_entropy_loss,
@@ -22,6 +26,7 @@ from vestige.signals import (
     max_confidence,
     true_class_margin,
 )
+from vestige.training.asking import Stacks
 
 
 class Asked:
@@ -170,6 +175,95 @@ def test_functions_made_on_the_spot_are_not_mistaken_for_each_other():
     np.testing.assert_allclose(b - a, 1.0)
 
 
+SCALE = 1.0
+
+
+def by_global(table: Any, y: Any) -> Any:
+    return SCALE * cross_entropy_loss(table, y)
+
+
+class Scaled:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def loss(self, table: Any, y: Any) -> Any:
+        return self.by * cross_entropy_loss(table, y)
+
+    @staticmethod
+    def doubled(table: Any, y: Any) -> Any:
+        return 2 * cross_entropy_loss(table, y)
+
+
+def wrapped(by: float) -> Any:
+    @functools.wraps(cross_entropy_loss)
+    def signal(table: Any, y: Any) -> Any:
+        return by * cross_entropy_loss(table, y)
+
+    return signal
+
+
+@functools.wraps(wrapped)
+def of_another(table: Any, y: Any) -> Any:
+    return cross_entropy_loss(table, y)
+
+
+of_another.__qualname__ = "of_another"
+
+
+def replaced(by: float) -> Any:
+    """A function whose name its module has given to another since."""
+    source = f"def by_global(table, y): return {by} * loss(table, y)"
+    made = {"__name__": __name__, "loss": cross_entropy_loss}
+    exec(source, made)
+    return made["by_global"]
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda by: Scaled(by).loss,
+        wrapped,
+        replaced,
+        lambda by: functools.partial(Scaled.loss, Scaled(by)),
+    ],
+    ids=["method", "wrapped", "replaced", "partial"],
+)
+def test_signals_that_share_a_name_are_not_mistaken_for_each_other(of):
+    made = pool()
+    plain = made.signals(cross_entropy_loss, made.records)
+    made.signals(by_global, made.records)
+    for by in (1.0, 3.0):
+        np.testing.assert_allclose(made.signals(of(by), made.records), by * plain)
+        assert reading_module.name_of(of(by)) == ""
+
+
+def test_a_function_that_wraps_another_or_has_a_closure_has_no_name(monkeypatch):
+    assert reading_module.name_of(of_another) == ""
+    closure = wrapped(1.0)
+    del closure.__wrapped__
+    monkeypatch.setattr(signals_module, "cross_entropy_loss", closure)
+    assert reading_module.name_of(closure) == ""
+
+
+def test_a_signal_whose_global_was_changed_is_read_again(monkeypatch):
+    made = pool()
+    once = made.signals(by_global, made.records)
+    made.signals(by_global, made.records)
+    assert [m.calls for m in made.models] == [1, 1, 1]
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 3.0)
+    np.testing.assert_allclose(made.signals(by_global, made.records), 3 * once)
+
+
+def test_functions_of_a_module_have_names():
+    made = pool()
+    for signal in (by_global, Scaled.doubled, cross_entropy_loss):
+        before = made.models[0].calls
+        for _ in range(2):
+            made.signals(signal, made.records)
+        assert made.models[0].calls == before + 1
+        assert reading_module.name_of(signal) == f"{signal.__module__} {signal.__qualname__}"
+
+
 @pytest.mark.parametrize("changed", [models_module, signals_module], ids=["models", "signals"])
 def test_what_is_kept_is_of_this_code(monkeypatch, changed):
     cache, real = MemoryCache(), reading_module._source
@@ -191,6 +285,35 @@ def test_a_kept_signal_of_another_pool_is_not_used():
     )
     made = Pool(large.models, large.records, large.member, cache)
     assert made.signals(cross_entropy_loss, large.records).shape == (3, 6)
+
+
+def test_parts_of_a_pool_have_signals_of_their_own():
+    made = pool(4)
+    whole = made.signals(cross_entropy_loss, made.records)
+    parts = [
+        dataclasses.replace(made, models=made.models[part], member=made.member[part])
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    # nor do parts of a part
+    parts += [dataclasses.replace(parts[0], models=made.models[1:3], member=made.member[1:3])]
+    for part, at in zip(parts, (slice(0, 2), slice(2, 4), slice(1, 3)), strict=True):
+        for _ in range(2):
+            got = part.signals(cross_entropy_loss, made.records)
+            np.testing.assert_array_equal(got, whole[at])
+    assert [m.calls for m in made.models] == [2, 3, 3, 2]
+    same = dataclasses.replace(made, provenance={"engine": "another"})
+    same.signals(cross_entropy_loss, made.records)
+    assert [m.calls for m in made.models] == [2, 3, 3, 2]
+
+
+def test_what_was_read_one_by_one_is_not_what_stacks_answer():
+    made = pool()
+    made.signals(cross_entropy_loss, made.records)
+    stacked = dataclasses.replace(made, asker=Stacks())
+    assert stacked.cache is made.cache
+    for _ in range(2):
+        stacked.signals(cross_entropy_loss, made.records)
+    assert [m.calls for m in made.models] == [2, 2, 2]
 
 
 def test_a_model_that_lacks_a_class_is_named():
@@ -324,6 +447,63 @@ def test_a_pass_that_was_interrupted_goes_on():
     told: list[tuple[str, int, int]] = []
     made.read([cross_entropy_loss], made.records, progress=shouted(told))
     assert [m.calls for m in made.models] == [1, 1, 1, 1] and told[0] == ("signals", 3, 4)
+
+
+class Wide(OneByOne):
+    """So many models make a block, and nothing in the key says so."""
+
+    wide = 1
+
+    def width(self, models):
+        return self.wide, 1
+
+
+def test_interrupted_passes_of_other_cuts_do_not_add_up_to_a_whole(small_parts, monkeypatch):
+    made = dataclasses.replace(pool(4, 8), asker=Wide())
+
+    def interrupted(blocks):
+        calls = iter(range(1000))
+
+        def progress(label, done, total):
+            if next(calls) == blocks:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            made.read([cross_entropy_loss], made.records, progress=progress)
+
+    interrupted(4)  # two models, in two parts each
+    monkeypatch.setattr(Wide, "wide", 2)
+    interrupted(2)  # the same two again
+    want = [
+        cross_entropy_loss(m.log_probabilities(made.records.x), made.records.y) for m in made.models
+    ]
+    np.testing.assert_array_equal(made.signals(cross_entropy_loss, made.records), want)
+    calls = [m.calls for m in made.models]
+    made.signals(cross_entropy_loss, made.records)
+    assert [m.calls for m in made.models] == calls
+
+
+def test_other_cuts_are_kept_apart(monkeypatch):
+    made = pool()
+    for name, value in (("STEP", 2048), ("STEP", 1024), ("PART_BYTES", 2**20)):
+        monkeypatch.setattr(reading_module, name, value)
+        made.signals(cross_entropy_loss, made.records)
+    assert [m.calls for m in made.models] == [3, 3, 3]
+
+
+def test_whole_is_each_value_once():
+    halves = [Block(0, 2, 0, 4), Block(2, 3, 0, 4)]
+    assert are_whole(halves, 3, 4) and are_whole([Block(0, 3, 0, 0)], 3, 0)
+    assert are_whole([Block(0, 3, 2, 4), Block(0, 3, 0, 2)], 3, 4)
+    for blocks in (
+        [],
+        halves[:1],
+        [*halves, Block(0, 2, 0, 2)],
+        [Block(0, 3, 0, 2), Block(0, 3, 1, 3)],
+        [Block(0, 3, 0, 3), Block(0, 3, 0, 1)],
+        [Block(0, 2, 0, 4), Block(1, 2, 0, 4)],
+    ):
+        assert not are_whole(blocks, 3, 4)
 
 
 def test_one_model_is_loaded_at_a_time():

@@ -21,6 +21,7 @@ import vestige
 from vestige import measure, metrics
 from vestige.attacks import BY_NAME, STANDARD
 from vestige.attacks.attack import Attack
+from vestige.defenses import behind, filtered
 from vestige.errors import DamagedFile, ForeignFolder, InvalidInput, MissingModels, PlanError
 from vestige.exchangeability import Exchangeability, exchangeability
 from vestige.fingerprint import fingerprint
@@ -103,6 +104,9 @@ class Plan:
         known: reference models that were trained elsewhere, instead of `recipe`.
         command: the shell command that repeats this audit.
         show_records: whether the report shows the exposed records themselves, beside their ids.
+        answers: the filter that the target's answers pass, by its name in `defenses.behind`, for
+            example "top3" or "label": reference models answer through the same, and so does a
+            target that is trained here. A target that is given is asked as it is.
     """
 
     split: Split
@@ -118,6 +122,7 @@ class Plan:
     known: Pool[BlackBox] | None = None
     command: str = ""
     show_records: bool = True
+    answers: str = ""
 
 
 def audit(
@@ -133,6 +138,7 @@ def audit(
     image: tuple[int, ...] = (),
     known: Pool[BlackBox] | None = None,
     show_records: bool = True,
+    answers: str = "",
     fresh: bool = False,
     engine: Engine = LOCAL,
     progress: Progress = quiet,
@@ -152,6 +158,7 @@ def audit(
         image: shape of a picture where records are pictures, for example (28, 28).
         known: reference models that were trained elsewhere, instead of `recipe`.
         show_records: whether the report shows the exposed records, beside their ids.
+        answers: the filter that the target's answers pass, if any; see `Plan`.
         fresh: discard what another audit left in `out`.
         engine: where models are trained and asked: `Local()` or `Ray()`.
         progress: called with a label, the number done and the total.
@@ -176,6 +183,7 @@ def audit(
         image=image,
         known=known,
         show_records=show_records,
+        answers=answers,
     )
     return run(plan, out, fresh=fresh, engine=engine, progress=progress, tell=tell)
 
@@ -197,19 +205,21 @@ def run(
     seeds = _seeds(plan.seed)
     store = None if out is None else _opened(plan, Path(out), fresh, tell)
     target, target_seconds = _target(plan, seeds[0], store, engine, progress)
+    target = _filtered_target(plan, target)
     candidates = _shuffled(plan.split, seeds[2])
     answers = _answers(target, candidates, store, out)
     alike = _exchangeable(plan, target, seeds[3])
     pool, training_seconds = _pool(plan, attacks, seeds[1], seeds[4], store, engine, progress)
     if pool.provenance:
         _tell_training(pool.provenance, tell)
+    if plan.answers and len(pool.models):
+        pool = filtered(pool, plan.answers)
     signals_seconds = _read_signals(attacks, candidates, pool, engine, progress)
     findings, scores, failed = _run_attacks(
         plan, attacks, target, candidates, pool, seeds[3], progress
     )
     described = _described(plan, target, candidates, answers)
-    sure = _sure(plan.split, candidates, answers)
-    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool, candidates, sure)]
+    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool, candidates, answers)]
     # where the sides differ without the model, a high score says nothing about membership
     shown = None if alike.passed is False else _exposing(scores)
     exposed = (
@@ -255,7 +265,7 @@ def run(
 def target_of(plan: Plan, *, engine: Engine = LOCAL, progress: Progress = quiet) -> BlackBox:
     """The plan's target; where there is none, the one that its audit would train."""
     _check(plan)
-    return _target(plan, _seeds(plan.seed)[0], None, engine, progress)[0]
+    return _filtered_target(plan, _target(plan, _seeds(plan.seed)[0], None, engine, progress)[0])
 
 
 def _seeds(seed: int) -> list[int]:
@@ -348,6 +358,8 @@ def _check(plan: Plan) -> None:
             f"expected at least {FEWEST} records a side, got {' and '.join(few)}; with so few no "
             "rate can be told from chance"
         )
+    if plan.answers:
+        filtered(Pool.of_population(plan.split.members), plan.answers)  # refuses unknown ones now
     if plan.recipe is not None and (plan.references < 2 or plan.references % 2):
         raise PlanError(
             f"expected an even number of reference models, at least 2, got {plan.references}; "
@@ -417,7 +429,10 @@ def _plan_digest(plan: Plan) -> str:
     sides = (plan.split.members, plan.split.nonmembers, plan.split.population)
     recipe = plan.recipe.key() if plan.recipe is not None else None
     digests = [side.digest() if len(side) else "" for side in sides]
-    return fingerprint([*digests, recipe, plan.references, plan.seed, plan.target is None])[:32]
+    shown = [plan.answers] if plan.answers else []
+    return fingerprint([*digests, recipe, plan.references, plan.seed, plan.target is None, *shown])[
+        :32
+    ]
 
 
 # --- what is made ------------------------------------------------------------------------------
@@ -443,6 +458,11 @@ def _target(
         progress=lambda label, done, total: progress("target", done, total),
     )
     return pool.models[0], float(pool.provenance["seconds"])
+
+
+def _filtered_target(plan: Plan, target: BlackBox) -> BlackBox:
+    given = plan.target is not None
+    return behind(target, plan.answers) if plan.answers and not given else target
 
 
 def _class_names(split: Split) -> tuple[str, ...]:
@@ -588,7 +608,7 @@ def _read_signals(
 
 
 def _distinct(signals: Iterable[Signal]) -> list[Signal]:
-    """Each signal that a pool keeps, once; two functions of one name read the same."""
+    """Each signal that a pool keeps, once."""
     return list({name: s for s in signals if (name := name_of(s))}.values())
 
 
@@ -651,7 +671,7 @@ def _warnings(
     alike: Exchangeability,
     pool: Pool[BlackBox],
     candidates: Records,
-    sure: tuple[float, float],
+    answers: NDArray[np.float64],
 ) -> list[ReportWarning]:
     found = []
     n_members, n_nonmembers = len(plan.split.members), len(plan.split.nonmembers)
@@ -696,7 +716,10 @@ def _warnings(
                 f"{n_members} members given here; they imitate it less well.",
             )
         )
-    unlike = _unlike(plan, pool, candidates, sure)
+    less = "" if plan.answers or not len(pool.models) else _shows_less(answers)
+    if less:
+        found.append(ReportWarning("answers_filtered", less))
+    unlike = _unlike(plan, pool, candidates, _sure(plan.split, candidates, answers))
     if unlike:
         found.append(ReportWarning("reference_unlike", unlike))
     if any(f.metrics["epsilon_lower_bound"].value for f in findings):
@@ -708,6 +731,22 @@ def _warnings(
             )
         )
     return found
+
+
+def _shows_less(answers: NDArray[np.float64]) -> str:
+    """Where answers are plainly not all that a model has to say, a sentence, else ''."""
+    p = np.exp(answers)
+    missing = float((np.abs(p.sum(axis=1) - 1) > 1e-3).mean())
+    # a table or a forest repeats itself too, but hardly with so few values
+    few = len(np.unique(p.max(axis=1).round(9))) <= max(20, len(p) // 50)
+    if missing < 0.01 and not few:
+        return ""
+    why = f"{missing:.0%} of them do not sum to 1" if missing >= 0.01 else "they take few values"
+    return (
+        f"The target's answers seem to pass a filter ({why}), and those of the reference models "
+        "do not: attacks that use them may be off either way. Say which, for example "
+        'answers="round1" (--answers), or "none" for no filter.'
+    )
 
 
 def _sure(split: Split, candidates: Records, answers: NDArray[np.float64]) -> tuple[float, float]:
@@ -745,8 +784,9 @@ def _unlike(
     return (
         f"Reference models give the right class a probability of {own:.0%} on records they were "
         f"trained on and {others:.0%} on others, on average; the target {sure[0]:.0%} and "
-        f"{sure[1]:.0%}. The recipe does not train like the target, and attacks that use it are "
-        "weaker than they would be."
+        f"{sure[1]:.0%}. Either the recipe does not train like the target, or the target's answers "
+        "pass a filter that theirs do not (say answers=); attacks that use them are weaker than "
+        "they would be."
     )
 
 

@@ -110,6 +110,9 @@ def audit(
         str | None,
         typer.Option(help="HOST:PORT of a Ray cluster; without it a Ray is started here."),
     ] = None,
+    answers: Annotated[
+        str, typer.Option(help="The filter of the target's answers: top3, round1, label, ...")
+    ] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what is in the folder.")] = False,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Open pickled models that you made yourself.")
@@ -136,11 +139,13 @@ def audit(
     made = plan_of(plan, seed=seed, references=references, trust_pickle=trust_pickle)
     changes: dict[str, Any] = {
         "command": _command(
-            "audit", plan, attacks, made.seed, made.references, device, trust_pickle
+            "audit", plan, attacks, made.seed, made.references, device, trust_pickle, answers
         )
     }
     if no_records:
         changes["show_records"] = False
+    if answers:
+        changes["answers"] = answers
     if attacks:
         changes["attacks"] = _names(attacks)
     made = replace(_on_device(made, device), **changes)
@@ -179,7 +184,7 @@ def serve(
         str, typer.Argument(help="Whose target: what `vestige audit` takes.", show_default=False)
     ],
     filter: Annotated[
-        str, typer.Option(help="What the answers pass: top3, round1, temperature5, label, ...")
+        str, typer.Option(help="What answers pass: top3, round1, temperature5+round2, label, ...")
     ] = "",
     outputs: Annotated[
         str,
@@ -206,19 +211,26 @@ def serve(
 
     Where the plan names no model, the one that its audit would attack is trained first.
     """
+    import secrets
+
     from vestige.audit import target_of
     from vestige.defenses import behind
+    from vestige.models import Predictions
     from vestige.plans import plan_of
     from vestige.progress import shown
+    from vestige.serving import SHOWN
     from vestige.serving import serve as run
     from vestige.training.fit import one_thread
 
     made = plan_of(plan, seed=seed, trust_pickle=trust_pickle)
+    if outputs not in SHOWN:
+        raise PlanError(f"expected outputs among {', '.join(SHOWN)}, got {outputs!r}")
+    # noise is the service's secret: nobody who knows this program may subtract it
+    secret = secrets.randbits(62)
+    behind(Predictions(probabilities=[[0.5, 0.5]]), filter or "none", seed=secret)
     with shown(quiet) as progress, one_thread():
-        model = target_of(made, progress=progress)
-    for one in filter.split(",") if filter else []:
-        model = behind(model, one.strip())
-    run(model, host=host, port=port, outputs=outputs, token_env=token_env, budget=budget)  # type: ignore[arg-type]
+        model = behind(target_of(made, progress=progress), filter or "none", seed=secret)
+    run(model, host=host, port=port, outputs=outputs, token_env=token_env, budget=budget)
 
 
 @app.command()
@@ -373,6 +385,7 @@ def _command(
     references: int | None = None,
     device: str = "cpu",
     trust_pickle: bool = False,
+    answers: str = "",
 ) -> str:
     """The command that gives the same numbers again, for a shell.
 
@@ -383,6 +396,7 @@ def _command(
     words += ["--attacks", attacks] if attacks else []
     words += ["--device", device] if device != "cpu" else []
     words += ["--trust-pickle"] if trust_pickle else []
+    words += ["--answers", answers] if answers else []
     return shlex.join(words)
 
 

@@ -265,6 +265,7 @@ _SECTIONS: Mapping[str, Mapping[str, _Kind]] = {
         "weights": _TEXT,
         "estimator": _TEXT,
         "url": _TEXT,
+        "answers": _TEXT,
         "description": _TEXT,
     },
     "training": {
@@ -311,6 +312,7 @@ def _from_toml(path: Path, seed: int | None, trust_pickle: bool) -> Plan:
         name=said.get("name", path.stem),
         data_name=said["data"].get("set", said["data"].get("file", path.stem)),
         description=said.get("target", {}).get("description", ""),
+        answers=said.get("target", {}).get("answers", ""),
         image=_image(said["data"], drawn),
     )
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import torch
 
 import vestige
 from vestige.errors import InvalidInput, MissingExtra, PlanError, StoreError, VestigeError
-from vestige.training import cluster, engines, travel
+from vestige.training import cluster, engines, processes, travel
 from vestige.training.engines import Engine, Local, Ray, engine_of, on_device, stop
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
@@ -449,6 +450,41 @@ def test_workers_stay_from_one_run_to_the_next():
     assert set(in_order(Local(2).run(where, None, range(4)))) == first
 
 
+@pytest.mark.parametrize("tasks", [[0], [threading.Lock()]], ids=["shared", "task"])
+def test_what_cannot_be_sent_costs_no_worker(monkeypatch, tasks):
+    idle = [processes.Worker("") for _ in range(2)]
+    monkeypatch.setattr(processes, "_idle", list(idle))
+    monkeypatch.setattr(processes.Worker, "submit", lambda worker, work: None)
+    with pytest.raises(TypeError, match="cannot pickle"):
+        list(Local(2).run(added, threading.Lock() if tasks == [0] else 1, tasks * 2))
+    assert set(processes._idle) == set(idle)
+
+
+def memory_of(shared: Any, task: int) -> int:
+    return travel.at_once
+
+
+@pytest.mark.parametrize("engine", ELSEWHERE)
+def test_workers_share_the_memory(engine: Engine):
+    assert in_order(engine.run(memory_of, None, range(3))) == [2, 2, 2]
+    assert travel.at_once == 1
+
+
+def test_who_shares_what(monkeypatch):
+    """A GPU is shared by those that it was dealt to, all else by all."""
+    asked = []
+
+    def parts(job: Any, *, by_name: bool, at_once: int) -> list[memoryview]:
+        asked.append(at_once)
+        raise StoreError("enough")
+
+    monkeypatch.setattr(travel, "parts", parts)
+    for gpus in [""] * 3, ["0", "1", "2"], ["0", "1", "0"]:
+        with pytest.raises(StoreError):
+            list(processes.in_processes((added, 1, None), range(3), deque(range(3)), gpus))
+    assert asked == [3, 1, 2]
+
+
 @pytest.mark.slow
 def test_two_runs_at_once_have_workers_of_their_own(tmp_path):
     one = Local(2).run(waits_for_a_file, tmp_path, [0, 1])
@@ -584,7 +620,7 @@ def test_gpus_are_dealt_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert engines._gpus() == ["0", "1"]
-    assert Local(gpu=True).name == "local, 2 workers" and Local(3, gpu=True)._count() == 3
+    assert Local(gpu=True).name == "local, up to 2 workers" and Local(3, gpu=True)._count() == 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5e,7")
     assert engines._gpus() == ["3", "GPU-5e"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -623,11 +659,13 @@ def test_an_engine_for_a_device():
         on_device(Ray(), "cuda:1")
 
 
-def test_engines_by_their_words():
+def test_engines_by_their_words(monkeypatch):
     assert engine_of("local") == Local() and engine_of("local", 3) == Local(3)
     assert engine_of("ray", 2, "head:6379") == Ray("head:6379", 2)
     names = [e.name for e in (Local(1), Local(3), Ray(workers=4), Ray())]
     assert names == ["local, 1 worker", "local, 3 workers", "ray, 4 workers", "ray"]
+    monkeypatch.setattr(engines.joblib, "cpu_count", lambda: 4)
+    assert Local().name == "local, up to 4 workers"
     for words, why in [
         (("dask",), "the engine local or ray, got 'dask'"),
         (("local", 0), "at least one worker, got 0"),

@@ -130,6 +130,21 @@ def test_large_products_train_as_training_alone_does(
     assert gap(together[0], together[1]) > 1e-3
 
 
+@pytest.mark.skipif(kernels.onednn is None, reason="this build of torch has no oneDNN")
+def test_a_bias_is_never_a_large_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LARGE_PRODUCT", 8 * 9)
+    build = MLP(FEATURES, CLASSES, (9,))
+    nets = [build() for _ in range(2)]
+    layers = plain_layers(nets[0])
+    assert layers is not None
+    # both matrices of two models each, and the rest
+    assert len(PlainStack(layers, nets, 8).trained) == 1 + 2 * 2
+    recipe = TorchRecipe(build, steps=20, batch_size=8, lr=0.01)
+    rows = random_rows(3, 33, 70)
+    together, alone = together_and_alone(recipe, some_records(70), rows, explicit=True)
+    assert max(gap(a, b) for a, b in zip(together, alone, strict=True)) <= 2e-5
+
+
 def test_a_model_is_the_same_in_stacks_of_any_width() -> None:
     recipe = TorchRecipe(MLP(FEATURES, CLASSES), epochs=5, batch_size=8, optimizer="adam", lr=0.01)
     rows = random_rows(5, 33, 70)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,12 @@ from sklearn.preprocessing import StandardScaler
 from small import CLASSES, FEATURES, double_mlp, gap, same_bits, small_mlp, some_records
 from torch import Tensor, nn
 
-from vestige.errors import InvalidInput
+from vestige.errors import InvalidInput, VestigeError
 from vestige.models import EstimatorModel, TorchModel
 from vestige.pool import Pool
 from vestige.records import Records
 from vestige.training import (
+    MLP,
     Batch,
     EarlyStopping,
     EstimatorRecipe,
@@ -38,8 +43,11 @@ from vestige.training import (
     planner,
     shadows,
     train_many,
+    travel,
 )
+from vestige.training import many as many_module
 from vestige.training.engines import Local
+from vestige.training.fit import Streams, built
 from vestige.training.many import model_seed
 
 QUICK = TorchRecipe(small_mlp, epochs=2, batch_size=8)
@@ -255,8 +263,9 @@ def test_a_model_that_answers_at_random_is_refused(tmp_path: Path) -> None:
             return out
 
     recipe = replace(QUICK, build=Noisy)
-    with pytest.raises(InvalidInput, match="draws random numbers in eval mode"):
-        train_many(recipe, some_records(40), table(2, 40), seed=0, store=Store(tmp_path))
+    for store in (None, Store(tmp_path)):
+        with pytest.raises(InvalidInput, match="draws random numbers in eval mode"):
+            train_many(recipe, some_records(40), table(2, 40), seed=0, store=store)
 
 
 def test_a_model_that_its_file_does_not_describe_is_refused(tmp_path: Path) -> None:
@@ -270,11 +279,240 @@ def test_a_model_that_its_file_does_not_describe_is_refused(tmp_path: Path) -> N
             return out
 
     recipe = replace(QUICK, build=Masked)
-    with pytest.raises(InvalidInput, match="parameters and buffers describe wholly.*register_buf"):
-        train_many(recipe, some_records(40), table(2, 40), seed=0, store=Store(tmp_path))
+    refused(recipe, Store(tmp_path), "parameters and buffers describe wholly.*register_buf")
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.part"))
-    pool = train_many(recipe, some_records(40), table(2, 40), seed=0)
-    assert pool.provenance["path"] == "one by one"
+    # a worker would send its tensors only: here it is the same
+    refused(recipe, None, "parameters and buffers describe wholly.*register_buf")
+
+
+def refused(recipe: Any, store: Store | None, message: str, **more: Any) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        train_many(recipe, some_records(40), table(4, 40), seed=0, store=store, **more)
+
+
+class Running(nn.Module):
+    """What it divides by is learned, and a number."""
+
+    def __init__(self, late: bool = False) -> None:
+        super().__init__()
+        self.net, self.scale = small_mlp(), 1.0
+        self.learns = not late or float(torch.rand(())) < 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.learns:
+            self.scale = 0.9 * self.scale + float(x.abs().max())
+        out: Tensor = self.net(x / self.scale)
+        return out
+
+
+def trains_a_running(x: NDArray[Any], y: NDArray[Any], seed: int) -> nn.Module:
+    return fit(TorchRecipe(Running, epochs=2), Records.from_arrays(x, y), seed=seed).net
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [replace(QUICK, build=Running), FunctionRecipe(trains_a_running, Running)],
+    ids=["torch", "function"],
+)
+def test_what_is_learned_beside_tensors_is_refused_with_and_without_a_store(
+    tmp_path: Path, recipe: Any
+) -> None:
+    refused(recipe, None, "parameters and buffers describe wholly", engine=Local(1))
+    refused(recipe, Store(tmp_path), "parameters and buffers describe wholly", engine=Local(1))
+
+
+def test_every_model_that_is_trained_alone_is_looked_at(tmp_path: Path) -> None:
+    """With the first one all is well."""
+    seed = next(s for s in range(50) if not learns(model_seed(s, 0)) and learns(model_seed(s, 1)))
+    recipe = replace(QUICK, build=lambda: Running(late=True))
+    with pytest.raises(InvalidInput, match="parameters and buffers describe wholly"):
+        train_many(recipe, some_records(40), table(2, 40), seed=seed, path="one by one")
+
+
+def learns(seed: int) -> bool:
+    found: bool = built(replace(QUICK, build=lambda: Running(late=True)), seeds(seed)).learns  # type: ignore[assignment]
+    return found
+
+
+def seeds(seed: int) -> int:
+    return Streams.of(seed).initial
+
+
+def drawn() -> nn.Module:
+    kind = nn.ReLU() if torch.rand(()) < 0.5 else nn.Tanh()
+    return nn.Sequential(nn.Linear(FEATURES, 5), kind, nn.Linear(5, CLASSES))
+
+
+def wider() -> nn.Module:
+    return MLP(FEATURES, CLASSES, (5 + int(torch.randint(0, 9, ())),))()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"), [(drawn, "describe wholly"), (wider, "build make the same architecture")]
+)
+def test_an_architecture_that_is_drawn_is_refused(build: Any, message: str) -> None:
+    refused(replace(QUICK, build=build), None, message, path="one by one")
+
+
+def test_looking_at_models_counts_no_query() -> None:
+    pool = train_many(QUICK, some_records(40), table(2, 40), seed=0, path="one by one")
+    assert [model.n_queries for model in pool.models] == [0, 0]
+
+
+# --- the key, and what is trained again --------------------------------------------------------
+
+
+def test_the_width_of_stacks_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key() -> str:
+        pool = train_many(QUICK, some_records(40), table(4, 40), seed=0)
+        return str(pool.provenance["key"])
+
+    wide = key()
+    monkeypatch.setitem(planner.WIDEST, "cpu", 2)
+    assert key() != wide
+
+
+def squared(net: Any, batch: Batch) -> Tensor:
+    loss: Tensor = (net(batch.x) ** 2).mean()
+    return loss
+
+
+def cubed(net: Any, batch: Batch) -> Tensor:
+    loss: Tensor = (net(batch.x).abs() ** 3).mean()
+    return loss
+
+
+def doubled_gradients(net: Any, batch: Batch, objective: Any) -> Any:
+    return [2 * g for g in mean_gradients(net, batch, objective)]
+
+
+def test_the_objective_and_the_gradients_are_part_of_the_key() -> None:
+    asked: list[dict[str, Any]] = [
+        {},
+        {"objective": squared},
+        {"objective": cubed},
+        {"gradients": own_gradients},
+        {"gradients": doubled_gradients},
+    ]
+    keys = {
+        train_many(
+            QUICK, some_records(40), table(2, 40), seed=0, path="one by one", **a
+        ).provenance["key"]
+        for a in asked
+    }
+    assert len(keys) == len(asked)
+
+
+def test_a_stack_of_which_one_model_is_missing_is_trained_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[tuple[int, ...]] = []
+    real = many_module._train
+
+    def train(job: Any, group: tuple[int, ...]) -> Any:
+        groups.append(group)
+        return real(job, group)
+
+    monkeypatch.setattr(many_module, "_train", train)
+    monkeypatch.setitem(planner.WIDEST, "cpu", 4)
+    recipe = replace(QUICK, build=MLP(FEATURES, CLASSES), optimizer="adam")
+
+    told: list[str] = []
+
+    def trained() -> Pool[Any]:
+        records, member, store = some_records(40), table(6, 40), Store(tmp_path, told.append)
+        return train_many(recipe, records, member, seed=0, store=store, engine=Local(1))
+
+    first = nets_of(trained())
+    groups.clear()
+    (file,) = tmp_path.rglob("model-00001.safetensors")
+    file.unlink()
+    again = trained()
+    assert len(told) == 1
+    assert groups == [(0, 1, 2, 3)] and again.provenance["n_trained"] == 1
+    assert all(same_bits(a, b) for a, b in zip(first, nets_of(again), strict=True))
+
+
+# --- what workers import -----------------------------------------------------------------------
+
+MODULE = """
+from torch import nn
+WIDTH, OTHER = 5, 1
+def build():
+    return nn.Sequential(nn.Linear({features}, WIDTH), nn.ReLU(), nn.Linear(WIDTH, {classes}))
+def sized(width):
+    return nn.Linear({features}, {classes})
+"""
+
+
+@pytest.fixture
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of the user's."""
+    (tmp_path / "of_the_user.py").write_text(MODULE.format(features=FEATURES, classes=CLASSES))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("of_the_user")
+    del sys.modules["of_the_user"]
+
+
+def test_what_travels_by_name(imported: Any) -> None:
+    def read() -> Any:
+        return imported.sized(imported.WIDTH)
+
+    def named(value: Any) -> set[str]:
+        return {name for module, name in travel.by_name(value) if module == "of_the_user"}
+
+    assert named(replace(QUICK, build=imported.build)) == {"build"}
+    assert named([read, np.zeros(3)]) == {"sized", "WIDTH"}
+    assert named([small_mlp, QUICK, threading.Lock()]) == set()
+    # neither what is installed nor this package
+    assert travel.by_name([torch.relu, nn.Linear, LogisticRegression, MLP, Path]) == set()
+
+
+def as_if_sent(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """The work is done as it is by a worker for which the module is as it is after the change."""
+
+    def run(self: Local, work: Any, shared: Any, tasks: Any, *, pack: Any = None) -> Any:
+        change()
+        data = travel.dumped((work, shared, pack))
+        again, sent, packs = pickle.loads(data)
+        for place, task in enumerate(tasks):
+            yield place, packs(again(sent, task))
+
+    monkeypatch.setattr(Local, "run", run)
+
+
+@pytest.mark.parametrize("by", ["name", "content"])
+def test_a_module_that_was_changed_after_its_import_is_refused(
+    monkeypatch: pytest.MonkeyPatch, imported: Any, by: str
+) -> None:
+    module = imported
+    recipe = replace(
+        QUICK,
+        build=module.build if by == "name" else lambda: MLP(FEATURES, CLASSES, (module.WIDTH,))(),
+    )
+
+    def train() -> Pool[Any]:
+        return train_many(recipe, some_records(40), table(2, 40), seed=0, engine=Local(1))
+
+    as_if_sent(monkeypatch, lambda: setattr(module, "OTHER", 2))
+    assert len(train().models) == 2
+    as_if_sent(monkeypatch, lambda: setattr(module, "WIDTH", 4))
+    thing = "build" if by == "name" else "WIDTH"
+    with pytest.raises(VestigeError, match=f"expected of_the_user.{thing} to be the same in a wor"):
+        train()
+
+
+@pytest.mark.slow
+def test_a_worker_imports_a_module_anew(imported: Any) -> None:
+    """A function that lies in no module may read what it likes of this one."""
+    recipe, member = replace(QUICK, build=imported.build), table(2, 40)
+    one, two = (
+        train_many(recipe, some_records(40), member, seed=0, engine=Local(n)) for n in (1, 2)
+    )
+    assert all(same_bits(a, b) for a, b in zip(nets_of(one), nets_of(two), strict=True))
+    imported.WIDTH = 6
+    with pytest.raises(VestigeError, match="expected of_the_user.build to be the same"):
+        train_many(recipe, some_records(40), member, seed=0, engine=Local(2))
 
 
 def test_memory_mapped_records(tmp_path: Path) -> None:

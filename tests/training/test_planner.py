@@ -225,8 +225,66 @@ def test_other_errors_of_training_are_raised_as_they_are(monkeypatch: pytest.Mon
         trained()
 
 
+def test_what_is_trained_alone_for_lack_of_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six models three and three, of these one and two."""
+    each = chosen(TorchRecipe(lambda: mlp().double(), batch_size=8)).each
+    monkeypatch.setattr(many_module, "memory_left", lambda device: 2 * each)
+    recipe = TorchRecipe(lambda: mlp().double(), steps=12, batch_size=8)
+    pool = vs.train_many(recipe, RECORDS, vs.half_and_half(6, len(RECORDS), 0), seed=0)
+    assert "some of them one by one" in pool.provenance["why"]
+
+
 def test_what_is_left_of_memory_is_a_number_of_bytes() -> None:
     assert 2**20 < planner.memory_left("cpu") < 2**50
+
+
+MIB = 2**20
+V2 = ("memory.max", "memory.current", "inactive_file")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine on which 1000 MiB are available."""
+    monkeypatch.setattr(planner, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(planner, "GROUPS", tmp_path / "groups")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemFree: 5 kB\nMemAvailable: 1024000 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("3:cpu,memory:/of/mine\n2:cpuset:/\n0::/of/mine\n")
+    return tmp_path
+
+
+def grouped(
+    folder: Path, names: tuple[str, str, str], limit: object, taken: int, files: int
+) -> None:
+    folder.mkdir(parents=True)
+    for name, value in zip(names[:2], (limit, taken), strict=True):
+        (folder / name).write_text(f"{value}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {files}\nactive_file 7\n")
+
+
+@pytest.mark.parametrize("names", [V1, V2], ids=["v1", "v2"])
+@pytest.mark.parametrize("group", ["of/mine", "of", ""], ids=["own", "around it", "root"])
+def test_the_memory_of_a_control_group(machine: Path, names: Any, group: str) -> None:
+    """Limited to 300 MiB, of which 280 are taken, 200 of these by copies of files."""
+    assert planner.memory_left("cpu") == 1000 * MIB
+    root = machine / "groups" / ("memory" if names == V1 else "")
+    grouped(root / group, names, 300 * MIB, 280 * MIB, 200 * MIB)
+    assert planner.memory_left("cpu") == 220 * MIB
+
+
+def test_a_group_without_a_limit_and_another_system(machine: Path) -> None:
+    grouped(machine / "groups/of/mine", V2, "max", 280 * MIB, 0)
+    assert planner.memory_left("cpu") == 1000 * MIB
+    (machine / "proc/self/cgroup").unlink()
+    assert planner.memory_left("cpu") == 1000 * MIB
+    (machine / "proc/meminfo").unlink()
+    assert planner.memory_left("cpu") == sys.maxsize
+
+
+def test_a_worker_takes_its_share(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner.travel, "at_once", 4)
+    assert planner.memory_left("cpu") == 250 * MIB
 
 
 # --- 16 bits and channels last -------------------------------------------------------------------
@@ -303,9 +361,11 @@ def test_pictures_on_disk_are_trained_one_by_one(tmp_path: Path) -> None:
 # --- groups that turn out not to be stackable ----------------------------------------------------
 
 
-def drawn() -> nn.Module:
-    kind = nn.ReLU() if torch.rand(()) < 0.5 else nn.Tanh()
-    return nn.Sequential(nn.Linear(FEATURES, 5), kind, nn.Linear(5, CLASSES)).double()
+def noted() -> nn.Module:
+    """Modules that are not alike, though nothing depends on it."""
+    net = normalized().double()
+    net.note = float(torch.rand(()))  # type: ignore[assignment]
+    return net
 
 
 def late(net: Any, batch: Batch) -> Tensor:
@@ -316,10 +376,10 @@ def late(net: Any, batch: Batch) -> Tensor:
 @pytest.mark.parametrize(
     ("recipe", "objective"),
     [
-        (TorchRecipe(drawn, steps=10, batch_size=8), None),
+        (TorchRecipe(noted, steps=10, batch_size=8), None),
         (TorchRecipe(lambda: normalized().double(), steps=40, batch_size=8), late),
     ],
-    ids=["drawn architectures", "a late branch"],
+    ids=["drawn notes", "a late branch"],
 )
 def test_a_group_that_cannot_be_stacked_after_all_is_trained_alone(
     recipe: TorchRecipe, objective: Any

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,8 +29,9 @@ from small import CLASSES, FEATURES, same_bits, some_records
 import vestige
 from vestige import reading as reading_module
 from vestige.errors import DamagedFile, StoreError
-from vestige.models import TorchModel
+from vestige.models import EstimatorModel, TorchModel
 from vestige.pool import Pool
+from vestige.reading import Block, OneByOne
 from vestige.records import Records
 from vestige.signals import cross_entropy_loss
 from vestige.training import (
@@ -49,6 +53,11 @@ from vestige.training.store import StoredSignals, write_atomically
 STACKED = TorchRecipe(MLP(FEATURES, CLASSES, hidden=(5,)), epochs=2, batch_size=8)
 ALONE = replace(STACKED, early_stopping=EarlyStopping(5, 0.2))
 N = 40
+
+
+def toy() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    records = some_records(N)
+    return records.x, records.y
 
 
 def member_table() -> NDArray[np.bool_]:
@@ -233,12 +242,93 @@ def test_a_manifest_cut_short_costs_only_what_it_lost(tmp_path: Path) -> None:
     assert trained(tmp_path)[1] == []
 
 
-def test_a_file_damaged_after_it_was_found_is_one_sentence(tmp_path: Path) -> None:
+def altered(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x7F  # a weight, not the header: the file is read without complaint
+    path.write_bytes(bytes(data))
+
+
+AFTERWARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "one byte": (altered, "as it was written, but it was altered since; run the same command"),
+    "truncated": (truncate, "as it was written, but it was altered since; run the same command"),
+    "deleted": (Path.unlink, "but No such file or directory; run the same command again"),
+}
+
+
+@pytest.mark.parametrize("damage", AFTERWARDS)
+def test_a_file_damaged_after_it_was_found_is_one_sentence(tmp_path: Path, damage: str) -> None:
     trained(tmp_path)
     pool, _ = trained(tmp_path)  # models just trained are still in memory, found ones are not
-    truncate(files(tmp_path)[0])
-    with pytest.raises(DamagedFile, match=r"expected a safetensors file, model-00000"):
-        pool.models[0]
+    do, message = AFTERWARDS[damage]
+    do(files(tmp_path)[3])
+    for use in (lambda: pool.models[3], lambda: pickle.dumps(pool.models[2:])):
+        with pytest.raises(DamagedFile, match=message) as caught:
+            use()
+        assert "model-00003.safetensors" in str(caught.value) and "\n" not in str(caught.value)
+    assert same_bits(pool.models[2].net, trained(None)[0].models[2].net)
+
+
+def test_a_file_that_another_process_made_again_is_read(tmp_path: Path) -> None:
+    recipe = EstimatorRecipe(LogisticRegression())
+    trained(tmp_path, recipe)
+    pool, _ = trained(tmp_path, recipe)
+    path = files(tmp_path, "*.skops")[0]
+    # skops notes the time, so that the same model in another process is other bytes
+    other = recipe.dumps(EstimatorModel(LogisticRegression(C=2.0).fit(*toy())))
+    Store(tmp_path).save(path.parent.name, path.name, writing(other))
+    assert pool.models[0].estimator.C == 2.0
+
+
+def test_a_manifest_that_another_process_set_aside_is_not_set_aside_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(tmp_path).save("run", "one.bin", writing(b"1"))
+    overwrite_header(tmp_path / "manifest.sqlite")
+    whole, told = Store._is_sound, [""]
+
+    def slow(store: Store) -> bool:
+        sound = whole(store)
+        if not sound:  # by now another process has seen the damage too, and is quicker
+            monkeypatch.setattr(Store, "_is_sound", whole)
+            Store(tmp_path, told.append).save("run", "two.bin", writing(b"2"))
+        return sound
+
+    monkeypatch.setattr(Store, "_is_sound", slow)
+    store = Store(tmp_path, told.append)
+    assert store.find("run", "two.bin") is not None
+    assert len(told) == 2 and "manifest.sqlite is damaged and was set aside" in told[1]
+
+
+def test_one_process_at_a_time_mends_a_manifest(tmp_path: Path) -> None:
+    Store(tmp_path)
+    overwrite_header(tmp_path / "manifest.sqlite")
+    told: list[str] = []
+    opening = [threading.Thread(target=Store, args=(tmp_path, told.append)) for _ in range(4)]
+    with store_module._one_at_a_time(tmp_path / "manifest.lock"):
+        for thread in opening:
+            thread.start()
+        time.sleep(0.1)
+        assert not told and not (tmp_path / "manifest.damaged").exists()
+    for thread in opening:
+        thread.join(30)
+    assert len(told) == 1 and (tmp_path / "manifest.damaged").exists()
+
+
+@pytest.mark.parametrize("locks", ["no fcntl", "refused"])
+def test_a_damaged_manifest_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: str
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    fake = SimpleNamespace(flock=flock, LOCK_EX=2) if locks == "refused" else None
+    monkeypatch.setitem(sys.modules, "fcntl", fake)
+    Store(tmp_path)
+    overwrite_header(tmp_path / "manifest.sqlite")
+    told: list[str] = []
+    Store(tmp_path, told.append)
+    assert len(told) == 1
+    Store(tmp_path)
 
 
 def test_a_manifest_that_another_process_set_aside(tmp_path: Path) -> None:
@@ -296,7 +386,8 @@ def test_a_disk_that_fills_up_while_a_model_is_written(
 
 
 def test_a_manifest_that_cannot_grow(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    told: list[str] = []
+    store = Store(tmp_path, told.append)
     with sqlite3.connect(tmp_path / "manifest.sqlite") as connection:
         connection.execute(
             "CREATE TRIGGER t BEFORE INSERT ON files BEGIN SELECT RAISE(ABORT, 'x'); END"
@@ -305,6 +396,7 @@ def test_a_manifest_that_cannot_grow(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="what was finished is kept"):
         store.save("run", "one.bin", writing(b"1"))
     assert store.find("run", "one.bin") is None
+    assert len(told) == 1 and "one.bin is not in the manifest" in told[0]
     assert not files(tmp_path, "*.part")
 
 
@@ -554,6 +646,58 @@ def test_a_signals_file_is_written_in_place_with_few_syncs(
         assert any(np.array_equal(np.load(path), signal) for signal in values)
     assert same(read(tmp_path)[0], values) and read(tmp_path)[1:] == ([], [])
     assert not values[0].flags.writeable
+
+
+def test_a_signal_that_two_processes_began_has_the_blocks_of_both(tmp_path: Path) -> None:
+    told: list[str] = []
+    caches = [StoredSignals(Store(tmp_path, told.append), "run") for _ in range(2)]
+    begun = [cache.kept("key", 2, 4) for cache in caches]
+    for k, (cache, kept) in enumerate(zip(caches, begun, strict=True)):
+        kept.put(Block(k, k + 1, 0, 4), np.full((1, 4), k + 1.0))
+        cache.commit()
+    kept = StoredSignals(Store(tmp_path, told.append), "run").kept("key", 2, 4)
+    assert kept.is_whole() and told == []
+    assert np.array_equal(kept.values(), [[1.0] * 4, [2.0] * 4])
+
+
+@dataclass(frozen=True)
+class Wide(OneByOne):
+    """So many models make a block, and nothing in the key says so."""
+
+    wide: int = 1
+
+    def width(self, models: Any) -> tuple[int, int]:
+        return self.wide, 1
+
+
+def test_interrupted_passes_of_other_cuts_do_not_add_up_to_a_whole(tmp_path: Path) -> None:
+    def interrupted(blocks: int, wide: int) -> None:
+        pool, _, told = pool_of(tmp_path)
+        pool = replace(pool, asker=Wide(wide))
+        calls = iter(range(1000))
+
+        def progress(label: str, done: int, total: int) -> None:
+            if next(calls) == blocks:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pool.read(SIGNALS, pool.records, progress=progress)
+        assert told == []
+
+    interrupted(MODELS - 4, wide=1)
+    interrupted(2, wide=2)  # four of the same again
+    values, _, told = read(tmp_path)
+    assert told == [] and same(values, read()[0])
+
+
+def test_what_is_stored_is_of_the_models_of_its_run(tmp_path: Path) -> None:
+    pool, _ = trained(tmp_path)
+    both = pool.signals(cross_entropy_loss, pool.records)
+    for part in (slice(0, 2), slice(2, 4)):
+        some = replace(pool, models=pool.models[part], member=pool.member[part])
+        assert np.array_equal(some.signals(cross_entropy_loss, pool.records), both[part])
+    assert len(files(tmp_path, "signal-*.npy")) == 1
+    assert replace(pool, provenance={}).cache is pool.cache
 
 
 def test_what_a_disk_takes_in_parts_is_written_wholly(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class StandIn:
 
 STAND_INS = {
     "purchase_like": StandIn(600, 0.15, separation=0.43),
-    "texas_like": StandIn(6_170, 0.02, separation=0.25, label_noise=0.25),
+    "texas_like": StandIn(6_170, 0.02, separation=0.65, label_noise=0.25),
 }
 """By name; "purchase_like_20" is the first with 20 classes."""
 

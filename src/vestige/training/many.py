@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vestige.errors import DamagedFile, InvalidInput
+from vestige.errors import DamagedFile, InvalidInput, VestigeError
 from vestige.fingerprint import fingerprint
 from vestige.models import BlackBox, answers_alike
 from vestige.pool import MemoryCache, Pool, SignalCache
 from vestige.progress import Progress, quiet
 from vestige.records import Records
+from vestige.training import travel
 from vestige.training.asking import Stacks
 from vestige.training.engines import Engine, Local, on_device
 from vestige.training.fit import (
@@ -161,9 +164,14 @@ def _content(file: StoredFile | bytes) -> bytes:
     return file.content() if isinstance(file, StoredFile) else file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
-    """Everything that `train_many` was asked, in one hand."""
+    """Everything that `train_many` was asked, in one hand.
+
+    Attributes:
+        named: what of these a worker imports, and its digest before anything was trained.
+        first: an estimator that is looked at as it is stored; networks always are.
+    """
 
     recipe: Recipe
     records: Records
@@ -171,6 +179,7 @@ class _Job:
     seed: int
     objective: Objective | None
     gradients: Gradients
+    named: Mapping[tuple[str, str], str]
     choice: Choice = Choice("one by one", "")
     first: int | None = None
 
@@ -181,10 +190,14 @@ class _Job:
         own, seed = self.records[self.rows(index)], model_seed(self.seed, index)
         own = Records(own.ids, own.x, own.y, own.columns, self._classes())
         if isinstance(self.recipe, TorchRecipe):
-            return fit(
+            model: BlackBox = fit(
                 self.recipe, own, seed=seed, objective=self.objective, gradients=self.gradients
             )
-        return self.recipe.fit(own, seed)
+        else:
+            model = self.recipe.fit(own, seed)
+        if index == self.first or _holds_tensors(self.recipe):
+            _same_when_read(self, model)
+        return model
 
     def _classes(self) -> tuple[str, ...]:
         # a half may lack a class: its models still answer for all of them
@@ -257,11 +270,15 @@ def train_many(
 
     Raises:
         InvalidInput: a table of another shape, a model without records, or training that
-            diverged; with a store, a model that its stored file does not wholly describe.
+            diverged; a network that its parameters and buffers do not wholly describe, or, with a
+            store, an estimator that cannot be read back.
+        VestigeError: a worker imports something else than what is here under a name.
         StoreError: the disk is full; what was finished is kept.
     """
     _check(records, member, seed)
-    job = _planned(_Job(recipe, records, member, seed, objective, gradients), path)
+    # first of all: trying the ways may change what these hold
+    named = travel.digests(travel.by_name((recipe, objective, gradients)))
+    job = _planned(_Job(recipe, records, member, seed, objective, gradients, named), path)
     run = job.key()
     names = [f"model-{k:05d}{recipe.suffix}" for k in range(len(member))]
     missing = {k for k, name in enumerate(names) if store is None or store.find(run, name) is None}
@@ -275,8 +292,9 @@ def train_many(
     if store is not None and missing:
         job = replace(job, first=min(missing))
     # between processes of one's own an estimator may travel as it is
-    packs = store is not None or isinstance(recipe, TorchRecipe)
+    packs = store is not None or _holds_tensors(recipe)
     pack = partial(_packed, recipe) if packs else None
+    _agreed.add(job)
     engine = on_device(engine, getattr(recipe, "device", "cpu"))
     with closing(engine.run(_train, job, groups, pack=pack)) as results:
         for _, made in results:
@@ -388,14 +406,36 @@ class _Made:
     width: int
 
 
+_agreed: weakref.WeakSet[_Job] = weakref.WeakSet()
+"""Jobs of this process, and those that came to it and were found to be as they were sent."""
+
+
+def _agree(job: _Job) -> None:
+    """Nothing, where what was imported here is what there is under its name where the job is from.
+
+    Raises:
+        VestigeError: it reads something that was changed there after the import.
+    """
+    if job in _agreed:
+        return
+    found = travel.digests(job.named)
+    other = [".".join(name) for name, digest in job.named.items() if found.get(name) != digest]
+    if other:
+        raise VestigeError(
+            f"expected {other[0]} to be the same in a worker process, got another; a worker "
+            "imports its module anew: pass what was set since as an argument (functools.partial), "
+            "or use Local(1)"
+        )
+    _agreed.add(job)
+
+
 def _train(job: _Job, group: tuple[int, ...]) -> _Made:
     started = time.perf_counter()
+    _agree(job)
     if job.choice.path == "one by one" or (len(group) == 1 and job.choice.layers is None):
         models, width = {k: job.alone(k) for k in group}, job.choice.width
     else:
         models, width = _fitting(job, group, job.choice.width)
-    if job.first in models:
-        _same_when_read(job, models[job.first])
     return _Made(models, time.perf_counter() - started, width)
 
 
@@ -445,7 +485,12 @@ def _stack(job: _Job, group: Sequence[int]) -> dict[int, BlackBox]:
     with one_thread():
         data = Resident(job.records, nets[0], recipe.device)
         fit_stack(recipe, data, nets, rows, streams, objective, job.choice.layers)
-    return {k: recipe.handle(checked(net)) for k, net in zip(group, nets, strict=True)}
+    models: dict[int, BlackBox] = {
+        k: recipe.handle(checked(net)) for k, net in zip(group, nets, strict=True)
+    }
+    # they are alike: what one holds beside its tensors, all of them do
+    _same_when_read(job, models[group[0]])
+    return models
 
 
 def _packed(recipe: Recipe, made: _Made) -> _Made:
@@ -459,8 +504,13 @@ def _unpacked(job: _Job, model: BlackBox | bytes, name: str) -> BlackBox:
     return model
 
 
+def _holds_tensors(recipe: Recipe) -> bool:
+    """Whether a model's file holds its tensors only, and the rest is what `build` makes."""
+    return recipe.suffix == ".safetensors"
+
+
 def _same_when_read(job: _Job, model: BlackBox) -> None:
-    """Nothing, where a stored model answers as it did before.
+    """Nothing, where a model that was written and read answers as it did before.
 
     A module may keep what it learned or drew outside of its parameters and buffers, and an
     estimator may hold objects that are not loaded.
@@ -468,14 +518,18 @@ def _same_when_read(job: _Job, model: BlackBox) -> None:
     Raises:
         InvalidInput: it cannot be read back, or answers otherwise then.
     """
+    of_tensors = _holds_tensors(job.recipe)
     try:
         again = job.recipe.loads(job.recipe.dumps(model), "a model", job.records.n_classes)
     except DamagedFile as error:
+        todo = "let build make the same architecture each time"
+        if not of_tensors:
+            todo = "train it through EstimatorRecipe, or without a store"
         raise InvalidInput(
-            f"expected a model that can be read back without a pickle, but: {error}; train it "
-            "through EstimatorRecipe, or without a store"
+            f"expected a model that can be read back without a pickle, but: {error}; {todo}"
         ) from error
     x = job.records.x[: min(8, len(job.records))]
+    model = copy(model)  # a handle of its own, so that nobody counts these queries
     if not answers_alike(model, x):
         raise InvalidInput(
             "expected the same answer to the same question, got two different ones; the model "
@@ -483,8 +537,10 @@ def _same_when_read(job: _Job, model: BlackBox) -> None:
         )
     gap = np.abs(np.exp(model.log_probabilities(x)) - np.exp(again.log_probabilities(x))).max()
     if gap > 1e-3:
+        todo = "keep what it draws or learns in buffers (register_buffer)"
+        if not of_tensors:
+            todo = "train it without a store"
         raise InvalidInput(
             "expected a model that its parameters and buffers describe wholly, got one whose "
-            f"answers differ by {gap:.2g} once written and read; keep "
-            "what it draws or learns in buffers (register_buffer), or train without a store"
+            f"answers differ by {gap:.2g} once written and read; {todo}"
         )

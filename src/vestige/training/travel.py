@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import io
+import operator
 import os
 import pickle
 import shutil
 import sys
+import sysconfig
 import tempfile
 import traceback
+import types
 from collections import ChainMap, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +30,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from vestige.errors import StoreError, VestigeError
+from vestige.fingerprint import fingerprint
 from vestige.training.fit import one_thread
 
 __all__ = [
@@ -32,6 +38,8 @@ __all__ = [
     "answered",
     "at_once",
     "beside",
+    "by_name",
+    "digests",
     "dumped",
     "failed",
     "in_file",
@@ -113,6 +121,58 @@ def parts(job: Job, *, by_name: bool, at_once: int) -> list[memoryview]:
     told = (job, at_once, _settings())
     Pickler(file, 5, buffer_callback=lambda b: arrays.append(b.raw())).dump(told)
     return [file.getbuffer(), *arrays]
+
+
+def by_name(value: Any) -> set[tuple[str, str]]:
+    """Module and name of what is not sent, but imported where a value is opened.
+
+    Functions and classes of the caller's own modules, and what is read of such a module by those
+    that are sent by their content. Installed packages, and this one, are taken to be the same.
+    """
+    import cloudpickle
+
+    found: set[tuple[str, str]] = set()
+    modules: set[str] = set()
+    names: set[str] = set()
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, item: Any) -> Any:
+            how = super().reducer_override(item)
+            if isinstance(item, types.ModuleType):
+                modules.add(item.__name__)
+            elif isinstance(item, types.CodeType):
+                names.update(item.co_names)
+            elif how is NotImplemented and isinstance(getattr(item, "__qualname__", None), str):
+                found.add((str(item.__module__), item.__qualname__))
+            return how
+
+    # what cannot be sent may never have to be
+    with contextlib.suppress(Exception):
+        Pickler(io.BytesIO(), 5, buffer_callback=lambda buffer: None).dump(value)
+    found |= {
+        (m, n) for m in modules if m in sys.modules for n in names & vars(sys.modules[m]).keys()
+    }
+    return {(module, name) for module, name in found if _is_own(module)}
+
+
+def _is_own(module: str) -> bool:
+    """Whether a module is the caller's, and imported from a file."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or module.partition(".")[0] in ("__main__", "vestige"):
+        return False
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return not installed and not Path(file).is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def digests(names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Of what is there under these names in this process."""
+    found = {}
+    for module, name in names:
+        # what a decorator has hidden goes by its content
+        with contextlib.suppress(AttributeError):
+            item = operator.attrgetter(name)(importlib.import_module(module))
+            found[module, name] = fingerprint(item)
+    return found
 
 
 def dumped(value: Any) -> bytes:
