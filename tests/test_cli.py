@@ -505,6 +505,31 @@ def test_a_served_model_is_audited_as_if_it_were_here(finished: Finished, tmp_pa
     assert loss[0]["threat_model"]["n_queries"] == loss[1]["threat_model"]["n_queries"]
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--filter", "nope"), "expected a filter like"),
+        (("--outputs", "nope"), "expected outputs among"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_training(
+    vestige_command: Vestige, tmp_path, monkeypatch, words, why
+):
+    monkeypatch.chdir(tmp_path)
+    write_world(tmp_path, PLAN.replace("epochs = 20", "epochs = 100000"))
+    assert why in vestige_command("serve", "plan.toml", *words).refusal
+
+
+def test_a_service_is_not_served_again(vestige_command: Vestige, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for side in ("m", "n"):
+        np.savez(tmp_path / f"{side}.npz", x=rng.normal(size=(20, 3)), y=rng.integers(0, 2, 20))
+    sides = 'members = "m.npz"\nnonmembers = "n.npz"\n'
+    (tmp_path / "p.toml").write_text(f'[data]\n{sides}[target]\nurl = "http://127.0.0.1:9/x"\n')
+    assert "whose model is here" in vestige_command("serve", "p.toml").refusal
+
+
 def test_experiments_are_listed_and_unknown_ones_refused(vestige_command: Vestige, tmp_path):
     ran = vestige_command("reproduce", "list")
     assert ran.code == 0 and "shadow-table2" in ran.out and "rows: " in ran.out

@@ -218,6 +218,7 @@ def serve(
     from vestige.models import Predictions
     from vestige.plans import plan_of
     from vestige.progress import shown
+    from vestige.remote import RemoteModel
     from vestige.serving import SHOWN
     from vestige.serving import serve as run
     from vestige.training.fit import one_thread
@@ -225,6 +226,11 @@ def serve(
     made = plan_of(plan, seed=seed, trust_pickle=trust_pickle)
     if outputs not in SHOWN:
         raise PlanError(f"expected outputs among {', '.join(SHOWN)}, got {outputs!r}")
+    if isinstance(made.target, RemoteModel):
+        raise PlanError(
+            f"expected a plan whose model is here, got one of a service; ask {made.target!r} "
+            "itself, since what is served here would spend its budget for everybody"
+        )
     # noise is the service's secret: nobody who knows this program may subtract it
     secret = secrets.randbits(62)
     behind(Predictions(probabilities=[[0.5, 0.5]]), filter or "none", seed=secret)

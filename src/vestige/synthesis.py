@@ -357,7 +357,9 @@ class HillClimb:
         attempts: climbs for each record wanted, at most.
 
     Departs from the paper: it gives no values for the hyper-parameters, nor says how features are
-    changed; proposals are uniform in the range of a feature; a class may be tried again.
+    changed; proposals are uniform in the range of a feature; a class may be tried again; a
+    probability counts as not fallen if it is lower by less than 1e-5 of itself, since networks
+    answer the same record with other last digits in another batch.
 
     References: Shokri et al. 2017, section V-C, Algorithm 1.
     """

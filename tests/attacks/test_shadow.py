@@ -654,3 +654,12 @@ def test_frozen_and_its_repr_round_trips() -> None:
     assert eval(repr(attack), vars(module)) == attack
     with pytest.raises(dataclasses.FrozenInstanceError):
         attack.seed = 1  # type: ignore[misc]
+
+
+def test_equal_answers_tie_wherever_they_stand() -> None:
+    it = overfit_world(n_classes=4)
+    made = Shadow(per_class=False).trained(it.known)
+    table = np.log(np.full((203, 4), 0.25))
+    table[::3] = np.log([0.7, 0.1, 0.1, 0.1])
+    scores = made.p_in(table, np.zeros(203, dtype=np.int64))
+    assert len(np.unique(scores)) == 2

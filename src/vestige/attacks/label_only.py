@@ -8,7 +8,8 @@
     2020. https://arxiv.org/abs/1904.02144
 
 Nothing but `log_probabilities(x).argmax(axis=1)` is used of the target. All randomness of a record
-follows from its content, so that its queries do not depend on what is scored beside it.
+follows from its content, so that its score does not depend on the order of the candidates; which
+they are matters, since units, range and starting points of a search are taken from all of them.
 """
 
 from __future__ import annotations

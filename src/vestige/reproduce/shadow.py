@@ -313,7 +313,7 @@ def _cifar(data: str, n: int) -> Mapping[str, Settings]:
     made = Settings(data, n, 100, profile="cnn", epochs=100, pool=min(2 * n, 60_000 - 2 * n))
     return _sized(
         made,
-        laptop={"n_shadows": 4, "epochs": 20, "n_train": n // 5, "pool": 2 * n // 5},
+        laptop={"n_shadows": 4, "epochs": 60, "n_train": n // 5, "pool": 2 * n // 5},
         ci={"epochs": 15, "n_train": n // 20, "pool": n // 10},
     )
 
