@@ -134,6 +134,40 @@ def test_a_zero_is_never_likelier_than_what_is_shown_as_positive() -> None:
     assert logs[0, 2] <= logs[0, 1] == pytest.approx(np.log(1e-30))
 
 
+def test_a_row_that_is_rounded_or_cut_is_taken_at_its_word() -> None:
+    """Only where a number has run out of digits do the others say more of it than itself."""
+    rows = np.array([[0.9, 0.1, 1e-7], [0.9999996, 3e-7, 0.0], [1.0, 0.0, 0.0], [0.7, 0.2, 0.1]])
+    logs = logs_of(rows, "probabilities", None, 1e-3)
+    np.testing.assert_array_equal(logs, np.log(np.maximum(rows, 1e-12)))
+
+
+@pytest.mark.parametrize("outputs", ["probabilities", "log_probabilities"])
+@pytest.mark.parametrize("tolerance", [1e-3, 1.0, 50.0])
+def test_no_tolerance_lets_an_answer_through_that_says_nothing(
+    outputs: Any, tolerance: float
+) -> None:
+    nothing = {"probabilities": 0.0, "log_probabilities": -1000.0}[outputs]
+    for rows in ([[nothing] * 3], [[0.0 if outputs[0] == "l" else 1.0, nothing], [nothing] * 2]):
+        with pytest.raises(RemoteError, match="no class is likely"):
+            logs_of(np.array(rows), outputs, None, tolerance)
+    logs_of(np.array([[nothing]]), outputs, None, tolerance)  # of two classes the other one
+
+
+@pytest.mark.parametrize("missing", [0.3, 0.05, 0.0499999, 0.0010000001, 1e-2, 0.95, 0.5, 3.0])
+def test_the_tolerance_that_an_error_names_is_enough(missing: float) -> None:
+    rows = np.full((1, 4), (1 - missing) / 4) if missing < 1 else np.ones((1, 4))
+    with pytest.raises(RemoteError, match="0.5 \\* classes") as caught:
+        logs_of(rows, "probabilities", None, 1e-4)
+    named = float(str(caught.value).split("tolerance=")[1].split()[0])
+    assert missing < named < 1.3 * missing
+    logs_of(rows, "probabilities", None, named)
+
+
+def test_a_tolerance_is_enough_where_it_is_met() -> None:
+    logs_of(np.array([[0.6, 0.3, 0.05]]), "probabilities", None, 0.05)
+    logs_of(np.array([[0.3, 0.3, 0.3]]), "probabilities", None, 0.1)
+
+
 def test_rows_that_do_not_sum_to_one_are_as_the_service_shows_them() -> None:
     shown = {"probabilities": [[0.6, 0.1, 0.0], [0.4, 0.4, 0.1]]}
     with Hostile(saying(reply(shown))) as server:
@@ -202,6 +236,34 @@ def test_what_is_not_what_outputs_says_stops_at_the_first_batch(
         assert len(server.received) == 1
 
 
+def test_the_way_to_logits_that_an_error_names_is_one_and_costs_nothing(tmp_path: Path) -> None:
+    x, cache = records(2), tmp_path / "answers.sqlite"
+    with Hostile(saying(reply({"probabilities": [[2.0, -1.0], [0.0, 3.0]]}))) as server:
+        with remote(server.url, cache=cache) as model, pytest.raises(RemoteError) as caught:
+            model.log_probabilities(x)
+        assert 'outputs="logits"' in str(caught.value)
+        assert 'decode=JsonAnswers("probabilities")' in str(caught.value)
+        assert 'answers_field = "probabilities"' in str(caught.value)
+        said = {"outputs": "logits", "cache": str(cache)}
+        decode = JsonAnswers("probabilities")
+        with remote(server.url, decode=decode, **said) as model:
+            answers = model.log_probabilities(x)
+        np.testing.assert_allclose(np.exp(answers).sum(axis=1), 1.0)
+        plan = {"url": server.url, "answers_field": "probabilities", **said}
+        with remote_of(plan) as model:
+            np.testing.assert_array_equal(model.log_probabilities(x), answers)
+            assert model.n_paid == 0
+        assert len(server.received) == 1
+
+
+@pytest.mark.parametrize("answer", [{"scores": [[0.5, 0.5]]}, {}, [[0.5, 0.5]], 7, None], ids=str)
+def test_an_answer_without_the_field_is_not_asked_for_again(answer: Any) -> None:
+    with Hostile(saying(reply(answer))) as server, remote(server.url, retries=6) as model:
+        with pytest.raises(RemoteError, match=r"JsonAnswers\(.* answers_field="):
+            model.log_probabilities(records(1))
+        assert len(server.received) == model.n_paid == 1
+
+
 def test_mappings_of_ones_own() -> None:
     def encode(x: Any, ids: Any) -> Any:
         return {"rows": [{"a": a, "b": b, "c": c} for a, b, c in x.tolist()]}
@@ -232,6 +294,24 @@ def test_fields_by_other_names_and_places_instead_of_ids() -> None:
 def test_ids_that_are_not_those_that_were_asked_about(named: Any) -> None:
     with pytest.raises(RemoteError):
         in_order([[1], [2]], named, ["a", "b"])
+
+
+def test_ids_are_compared_as_texts() -> None:
+    assert in_order([[1], [2]], ["8", 7], [7, 8]) == [[2], [1]]
+    with pytest.raises(RemoteError):
+        in_order([[1], [2]], ["7", 7], [7, 8])
+
+
+@pytest.mark.parametrize("n", [2, 20_000])
+def test_ids_that_collide_cost_no_more_than_others(n: int) -> None:
+    # each of them has the hash 0: in a table they would cost the square of their number
+    named = [k * (2**61 - 1) for k in range(n)]
+    began = time.perf_counter()
+    with pytest.raises(RemoteError):
+        in_order([[0.0]] * n, named, ["a"])
+    with pytest.raises(RemoteError):
+        in_order([[0.0]] * n, named, [str(k) for k in range(n)])
+    assert time.perf_counter() - began < 1
 
 
 def test_inputs_reach_the_service_to_the_last_digit() -> None:
@@ -304,6 +384,29 @@ def test_the_same_numbers_in_another_type_are_the_same_record() -> None:
         assert service.asked == 5
         model.log_probabilities(whole.reshape(2, 3).astype(float))
         assert service.asked == 7  # 1 and 1.0 are two texts
+
+
+def test_three_counters() -> None:
+    """What a model at hand would count, what may have been charged, and what was free."""
+    x, turns = records(4), [500, 500]
+    service = answering()
+
+    def behave(request: Received, send: Send) -> None:
+        if turns:
+            send(reply(b"", turns.pop()))
+        else:
+            service(request, send)
+
+    with Hostile(behave) as server, remote(server.url, retries=2, budget=14) as model:
+        direct = Linear()
+        for part in (x, x[:3], np.concatenate([x[:1], x[:1], records(2, seed=5)])):
+            model.log_probabilities(part)
+            direct.log_probabilities(part)
+        assert model.n_queries == direct.n_queries == 11
+        assert (model.n_paid, model.n_cached, model.spent) == (14, 5, 14)
+        with pytest.raises(BudgetSpent):
+            model.log_probabilities(records(1, seed=7))
+        assert model.n_queries == 11
 
 
 def test_a_budget_is_a_hard_stop_before_anything_is_sent() -> None:
@@ -442,6 +545,87 @@ def test_a_second_run_pays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             with pytest.raises(RemoteError):
                 model.log_probabilities(x)
             assert model.n_paid == 9  # asked otherwise, asked anew
+
+
+FAULTY: dict[str, Any] = {
+    "zeros": [0, 0, 0],
+    "narrow": [0.2, 0.3],
+    "narrow-and-whole": [0.4, 0.6],
+    "one": [1],
+    "wide": [0.2, 0.3, 0.25, 0.25],
+}
+
+
+@pytest.mark.parametrize("n_classes", [None, 3])
+@pytest.mark.parametrize("name", FAULTY)
+def test_one_bad_answer_does_not_spoil_a_paid_cache(
+    name: str, n_classes: int | None, tmp_path: Path
+) -> None:
+    x, turns = records(10), [FAULTY[name]]
+
+    def behave(request: Received, send: Send) -> None:
+        ids = json.loads(request.body)["ids"]
+        row = turns.pop() if turns else [0.2, 0.3, 0.5]
+        send(reply({"probabilities": [row] * len(ids), "ids": ids}))
+
+    settings = {"cache": tmp_path / "answers.sqlite", "batch_size": 5, "retries": 2}
+    with Hostile(behave) as server:
+        with remote(server.url, n_classes=n_classes, **settings) as model:
+            try:
+                answers = model.log_probabilities(x)
+                assert n_classes == 3 or name == "zeros"
+                assert model.n_paid == 15
+            except RemoteError as error:
+                # nobody has said how many classes there are
+                assert n_classes is None and (
+                    "n_classes=" in str(error) or "sum to 1" in str(error)
+                )
+        with remote(server.url, n_classes=3, **settings) as model:
+            answers = model.log_probabilities(x)
+            assert n_classes is None or model.n_paid == 0
+        np.testing.assert_allclose(np.exp(answers), [[0.2, 0.3, 0.5]] * 10)
+        with remote(server.url, **settings) as model:
+            model.log_probabilities(x)
+            assert model.n_paid == 0
+
+
+def test_a_kept_answer_that_does_not_fit_is_asked_again_within_the_budget(tmp_path: Path) -> None:
+    x, cache = records(6), tmp_path / "answers.sqlite"
+    shown = [[0.6, 0.3]] * 2 + [[0.5, 0.5]] * 4
+
+    def behave(request: Received, send: Send) -> None:
+        n = len(json.loads(request.body)["ids"])
+        send(reply({"probabilities": shown[:n]}))
+
+    with Hostile(behave) as server:
+        with remote(server.url, cache=cache, tolerance=0.2) as lenient:
+            lenient.log_probabilities(x)
+        with remote(server.url, cache=cache, budget=7) as strict:
+            with pytest.raises(BudgetSpent, match=r"2 more .*2 of them have answers that outputs="):
+                strict.log_probabilities(x)
+        # they stay until there are others
+        with remote(server.url, cache=cache, tolerance=0.2, budget=6) as lenient:
+            lenient.log_probabilities(x)
+            assert lenient.n_paid == 0
+        shown[:2] = [[0.75, 0.25]] * 2
+        with remote(server.url, cache=cache, budget=8) as strict:
+            answers = np.exp(strict.log_probabilities(x))
+            assert strict.n_paid == 2 and strict.n_cached == 4
+        np.testing.assert_allclose(answers, [[0.75, 0.25]] * 2 + [[0.5, 0.5]] * 4)
+        with remote(server.url, cache=cache, budget=8) as strict:
+            np.testing.assert_allclose(np.exp(strict.log_probabilities(x)), answers)
+
+
+def test_a_service_that_has_changed_its_classes(tmp_path: Path) -> None:
+    shown, settings = [[0.5, 0.5]], {"cache": tmp_path / "answers.sqlite", "retries": 1}
+    with Hostile(lambda request, send: send(reply({"probabilities": shown}))) as server:
+        with remote(server.url, **settings) as model:
+            model.log_probabilities(records(1))
+        shown[0] = [0.25, 0.5, 0.25]
+        with remote(server.url, **settings) as model:
+            model.log_probabilities(records(1))
+            with pytest.raises(RemoteError, match="rows of 3 numbers, after rows of 2.*new cache"):
+                model.log_probabilities(records(1, seed=2))
 
 
 def test_a_stop_in_the_middle_keeps_every_batch_before(tmp_path: Path) -> None:
@@ -734,10 +918,6 @@ MALFORMED: dict[str, Any] = {
     "deep-rows": b'{"probabilities": ' + b"[" * 900 + b"]" * 900 + b"}",
     "bad-text": b'{"probabilities": "\xff\xfe"}',
     "long-number": b'{"probabilities": [[' + b"1" * 10_000 + b"]]}",
-    "list": [[0.5, 0.5]],
-    "number": 7,
-    "null": None,
-    "no-field": {"answers": [[0.5, 0.5]]},
     "rows-null": {"probabilities": None},
     "rows-text": {"probabilities": "0.5"},
     "rows-object": {"probabilities": {"0": [0.5, 0.5]}},
@@ -764,6 +944,20 @@ def test_a_malformed_answer_is_tried_again_and_then_named(name: str) -> None:
             model.log_probabilities(records(1))
         assert len(server.received) == model.n_paid == 2
         assert "2 times" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_without_end_are_refused_before_there_is_an_array_of_them(tmp_path: Path) -> None:
+    row = b"[1" + b",0" * 200_000 + b"]"
+    data = reply(b'{"probabilities": [' + b",".join([row] * 2) + b"]}")
+    with Hostile(saying(data)) as server:
+        for said in ({}, {"n_classes": 3}, {"max_classes": 200_000}):
+            with remote(server.url, cache=tmp_path / "answers.sqlite", retries=3, **said) as model:
+                with pytest.raises(RemoteError, match="rows of 200,001 numbers"):
+                    model.log_probabilities(records(2))
+                assert model.n_paid == 2
+        assert (tmp_path / "answers.sqlite").stat().st_size < 100_000
+        with remote(server.url, max_classes=200_001) as model:
+            assert model.log_probabilities(records(2)).shape == (2, 200_001)
 
 
 @pytest.mark.parametrize("kind", ["text/html", "text/plain", "image/png"])
@@ -988,12 +1182,29 @@ def test_other_addresses_are_refused_without_repeating_them(url: str) -> None:
         {"outputs": "scores"},
         {"outputs": "labels"},
         {"n_classes": 1},
+        {"max_classes": 1},
+        {"token_env": "a b"},
+        {"token_env": ""},
+        {"token_env": "A\n"},
+        {"token_env": 7},
     ],
     ids=str,
 )
 def test_settings_that_make_no_sense(settings: Any) -> None:
     with pytest.raises(InvalidInput, match="expected"):
         RemoteModel("https://host/predict", **settings)
+
+
+def test_a_token_in_the_place_of_its_variable_s_name_is_not_repeated() -> None:
+    for token in ("sk-live-s3cret", "s3cret==", "s3cret token", "7s3cret", "gäs3cret"):
+        with pytest.raises(InvalidInput, match="name of an environment variable") as caught:
+            RemoteModel("https://host/predict", token_env=token)
+        assert "s3cret" not in str(caught.value)
+    for key in ("header", "token_env", "url"):
+        table = {"url": "https://host/predict", key: ["Authorization: Bearer s3cret"]}
+        with pytest.raises(PlanError, match=f"{key} = text in quotes .* got list") as wrong:
+            remote_of(table)
+        assert "s3cret" not in str(wrong.value)
 
 
 def test_a_token_does_not_travel_in_the_clear() -> None:
@@ -1066,8 +1277,8 @@ def test_a_plan_describes_a_remote_model(tmp_path: Path, token: str) -> None:
             "url": server.url, "outputs": "probabilities", "n_classes": 2, "batch_size": 8,
             "token_env": "SERVICE_TOKEN", "header": "X-Key: {token}", "timeout": 5, "retries": 0,
             "rate": 100, "budget": 3, "cache": "answers.sqlite", "tolerance": 0.2,
-            "max_bytes": 10_000, "inputs_field": "instances", "answers_field": "scores",
-            "ids_field": "", "plain_http_token": False,
+            "max_bytes": 10_000, "max_classes": 9, "inputs_field": "instances",
+            "answers_field": "scores", "ids_field": "", "plain_http_token": False,
         }  # fmt: skip
         with remote_of(table, tmp_path) as model:
             answers = model.log_probabilities(records(1))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import httpx
@@ -17,10 +20,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from vestige.defenses import behind
 from vestige.errors import BudgetSpent, InvalidInput, MissingExtra, RemoteError
 from vestige.models import EstimatorModel, Predictions
 from vestige.remote import Backoff, RemoteModel
-from vestige.serving import Running, app_of, serve
+from vestige.serving import Running, _question, _Refused, app_of, serve
 
 AT_ONCE = Backoff(first=0.0, longest=0.0)
 
@@ -65,8 +69,14 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 PLAIN: dict[str, Any] = {"trust_env": False, "verify": NO_TLS}
 
 
-def ask(url: str, body: Any = None, token: str = "", **more: Any) -> httpx.Response:
+JSON = "application/json"
+
+
+def ask(
+    url: str, body: Any = None, token: str = "", kind: str = JSON, **more: Any
+) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers |= {"Content-Type": kind} if kind else {}
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return httpx.post(url + "/predict", content=content, headers=headers, **PLAIN, **more)
 
@@ -104,6 +114,25 @@ def test_numbers_are_read_back_to_the_last_digit() -> None:
             )
 
 
+@pytest.mark.parametrize(
+    "spec", ["none", "top3", "top1", "round1", "label", "temperature5", "noise0.1"]
+)
+def test_behind_a_filter_the_numbers_are_those_of_the_direct_handle(spec: str) -> None:
+    rng = np.random.default_rng(0)
+    # from flat to certain, and some that run out of digits
+    logits = rng.normal(size=(400, 8)) * np.repeat([1, 3, 10, 30], 100)[:, None]
+    x, model = np.arange(400)[:, None], behind(Predictions(logits=logits), spec)
+    direct = model.log_probabilities(x)
+    with Running(app_of(model)) as running:
+        with RemoteModel(f"{running.url}/predict", tolerance=9.0) as served:
+            answers = served.log_probabilities(x)
+        first = ask(running.url, {"inputs": x[:1].tolist()}).json()["probabilities"][0]
+    atol = 1e-9 if spec == "none" else 0.0
+    np.testing.assert_allclose(answers, direct, rtol=0, atol=atol)
+    if spec == "round1":
+        assert all(p == round(p, 1) for p in first)
+
+
 def test_labels() -> None:
     x, direct = records(20), fitted()
     with Running(app_of(fitted(), outputs="labels")) as running:
@@ -132,6 +161,8 @@ def test_ids_are_echoed_and_health_is_told() -> None:
         {"inputs": [[1, 2]]}, {"inputs": [1, 2, 3], "ids": "abc"}, {"inputs": [{}]},
         {"inputs": [[None, 1, 2]]}, {"inputs": [[1, 2, 3]], "ids": ["a", "b"]},
         {"inputs": [[1, 2, 3]], "ids": [{}]}, {"inputs": [[10**400, 1, 2]]},
+        {"inputs": [[1.5, 2, 10**400]]}, {"inputs": [["1", "2", "3"]]}, {"inputs": [[[]]]},
+        {"inputs": [[1, 2, 3], 4]}, {"inputs": [[[[[[[[[[1]]]]]]]]]]}, {"inputs": [[[1, 2, 3], 1]]},
     ],
     ids=lambda body: str(body)[:40],
 )  # fmt: skip
@@ -140,6 +171,111 @@ def test_a_question_that_is_none_is_422_and_costs_nothing(body: Any, shared: Run
     said = ask(shared.url, body)
     assert said.status_code == 422 and said.json()["detail"].startswith("expected")
     assert stats(shared.url)["records"] == before
+
+
+def test_texts_get_no_room(shared: Running) -> None:
+    # one text of half a megabyte beside a thousand short ones
+    body = json.dumps({"inputs": ["a" * 500_000] + ["b"] * 1000}).encode()
+    tracemalloc.start()
+    try:
+        for n in (1001, 2000):
+            with pytest.raises(_Refused) as caught:
+                _question(body, n, 2**20)
+            assert caught.value.status == 422
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+        # counted before anything is looked at
+        with pytest.raises(_Refused) as caught:
+            _question(body, 1000, 2**20)
+        assert caught.value.status == 413
+    finally:
+        tracemalloc.stop()
+
+
+def test_brackets_are_not_parsed() -> None:
+    body = b'{"inputs": [1], "x": [' + b'{"": 0}, ' * 200_000 + b"0]}"
+    with pytest.raises(_Refused, match="brackets"):
+        _question(body, 10, 2**21)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [[1, 2], [[1, 2.5], [3, 4]], [[True], [False]], [[[1, 2], [3, 4]]], [[2**63, 1]], [[1, 0.5]]],
+    ids=str,
+)
+def test_records_are_read_as_numpy_reads_them(records: Any) -> None:
+    x, ids = _question(json.dumps({"inputs": records}).encode(), 10, 1000)
+    expected = np.array(records)
+    assert ids is None and x.dtype == expected.dtype
+    np.testing.assert_array_equal(x, expected)
+
+
+def test_other_kinds_than_json_are_415(shared: Running) -> None:
+    body = {"inputs": records(1).tolist()}
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""):
+        assert ask(shared.url, body, kind=kind).status_code == 415
+    assert ask(shared.url, body, kind="Application/JSON; charset=utf-8").status_code == 200
+
+
+def test_without_tokens_it_answers_to_this_machine_s_names_alone(
+    shared: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(url: str, host: str, token: str = "") -> int:
+        headers = {"Host": host, "Content-Type": JSON}
+        headers |= {"Authorization": f"Bearer {token}"} if token else {}
+        content = json.dumps({"inputs": records(1).tolist()})
+        said = httpx.post(url + "/predict", headers=headers, content=content, **PLAIN)
+        both = httpx.get(url + "/stats", headers=headers, **PLAIN).status_code
+        assert both == said.status_code
+        return said.status_code
+
+    for host in (
+        "evil.example",
+        "evil.example:80",
+        "localhost.evil.example",
+        "",
+        "[::1",
+        "10.0.0.1",
+    ):
+        assert answer(shared.url, host) == 403, host
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000"):
+        assert answer(shared.url, host) == 200, host
+    monkeypatch.setenv("TOKENS", "alpha")
+    with Running(app_of(fitted(), token_env="TOKENS")) as running:
+        assert answer(running.url, "models.example.com", "alpha") == 200
+
+
+def test_who_sends_no_whole_request_does_not_keep_others_out() -> None:
+    with Running(app_of(fitted()), patience=0.8) as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        begun = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+        idle = [begun + b"\r\n{"] * 8 + [b"", b"POST", begun] * 22
+        sockets = [socket.create_connection((host, int(port))) for _ in idle]
+        try:
+            for one, words in zip(sockets, idle, strict=True):
+                one.sendall(words)
+            assert httpx.get(running.url + "/health", **PLAIN).status_code == 503
+            for _ in range(6):
+                time.sleep(0.2)
+                for one in sockets:
+                    with contextlib.suppress(OSError):  # a byte now and then does not help
+                        one.sendall(b"x")
+            assert httpx.get(running.url + "/health", **PLAIN).status_code == 200
+        finally:
+            for one in sockets:
+                one.close()
+
+
+def test_an_answer_may_take_longer_than_a_request() -> None:
+    class Slow(Busy):
+        def log_probabilities(self, x: Any) -> np.ndarray[Any, Any]:
+            time.sleep(0.3)
+            return super().log_probabilities(x)
+
+    with Running(app_of(Slow()), patience=0.1) as running, httpx.Client(**PLAIN) as client:
+        for wait in (0.0, 0.0, 0.2):
+            # on a connection that is kept, too, and on one that was closed meanwhile
+            time.sleep(wait)
+            assert client.post(running.url + "/predict", json={"inputs": [[1]]}).status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +318,7 @@ def test_only_who_has_a_token_and_each_has_a_budget(monkeypatch: pytest.MonkeyPa
                 model.log_probabilities(records(20))
             # the client's count is the service's, and nothing was tried in vain
             assert "times" not in str(caught.value)
-            assert model.n_queries == 6 and stats(running.url, "beta")["records"] == 10
+            assert model.n_paid == 6 and stats(running.url, "beta")["records"] == 10
 
 
 def test_a_model_that_fails_tells_the_client_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -234,6 +370,9 @@ def test_other_machines_need_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOKENS", raising=False)
     with pytest.raises(InvalidInput, match="TOKENS"):
         serve(fitted(), host="0.0.0.0", token_env="TOKENS")
+    with pytest.raises(InvalidInput, match="name of an environment variable") as caught:
+        serve(fitted(), token_env="sk-live-s3cret")
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -6,25 +6,29 @@ a client may see (rounded, top-k, noisy answers) is decided before: hand in the 
 """
 
 # Annotations stay objects here, not text: FastAPI reads those of functions within functions.
+import asyncio
 import hashlib
 import hmac
 import ipaddress
+import itertools
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vestige.errors import InvalidInput, MissingExtra, RemoteError
-from vestige.models import BlackBox, as_black_box
+from vestige.models import FLOOR, BlackBox, as_black_box
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,6 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["Running", "app_of", "serve"]
 
 Shown = Literal["probabilities", "log_probabilities", "labels"]
+# A body of brackets alone takes thirty times its size once it is parsed.
+_BRACKETS_PER_BYTE = 1 / 16
+_MAX_AXES = 8
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SHOWN: tuple[Shown, ...] = ("probabilities", "log_probabilities", "labels")
 
 logger = logging.getLogger("vestige.serving")
@@ -62,23 +70,27 @@ class _Counter:
         outputs: Shown,
         tokens: tuple[str, ...],
         max_records: int,
+        max_bytes: int,
         budget: int | None,
     ) -> None:
         self._model, self._outputs = model, outputs
-        self._max_records, self._budget = max_records, budget
+        self._max_records, self._max_bytes, self._budget = max_records, max_bytes, budget
         self._tokens = [_digest(token) for token in tokens]
         self._accounts = {digest: _Account() for digest in self._tokens or [b""]}
         self._counting, self._asking = threading.Lock(), threading.Lock()
 
-    def account(self, authorization: str) -> _Account:
-        """Of the token in the header.
+    def account(self, headers: Mapping[str, str]) -> _Account:
+        """Of the token in the headers of a request.
 
         Raises:
-            _Refused: 401.
+            _Refused: 401; 403 without tokens, where the request is for another host.
         """
         if not self._tokens:
+            # a page of another site that has its own name point here asks under that name
+            if not _is_loopback(_host(headers.get("host", ""))):
+                raise _Refused(403, "expected a request for this machine, or a service with tokens")
             return self._accounts[b""]
-        kind, _, token = authorization.partition(" ")
+        kind, _, token = headers.get("authorization", "").partition(" ")
         digest = _digest(token.strip())
         # every one is compared, so that the time taken tells nothing
         found = [own for own in self._tokens if hmac.compare_digest(own, digest)]
@@ -97,11 +109,7 @@ class _Counter:
         Raises:
             _Refused: 413, 422, 429.
         """
-        x, ids = _question(body)
-        if len(x) > self._max_records:
-            raise _Refused(
-                413, f"expected at most {self._max_records} records a request, got {len(x)}"
-            )
+        x, ids = _question(body, self._max_records, self._max_bytes)
         with self._counting:
             if self._budget is not None and account.records + len(x) > self._budget:
                 raise _Refused(
@@ -126,9 +134,8 @@ class _Counter:
     def _answer(self, logs: NDArray[np.float64]) -> dict[str, Any]:
         if self._outputs == "labels":
             return {"labels": logs.argmax(axis=1).tolist(), "n_classes": logs.shape[1]}
-        return {
-            self._outputs: (np.exp(logs) if self._outputs == "probabilities" else logs).tolist()
-        }
+        shown = _probabilities(logs) if self._outputs == "probabilities" else logs
+        return {self._outputs: shown.tolist()}
 
 
 def app_of(
@@ -142,9 +149,11 @@ def app_of(
 ) -> "FastAPI":
     """A service with /predict (POST), /health and /stats (GET).
 
-    /predict answers 401 without a valid token, 413 where there is too much of it, 422 where it is
-    not what the model takes, 429 where the budget is spent, and 500, with nothing but a word, where
-    the model fails. /stats counts the records that were asked with the same token.
+    /predict answers 401 without a valid token, 403 where there are no tokens and the request is for
+    another host than this machine, 413 where there is too much of it, 415 where it is not said to
+    be application/json, 422 where it is not what the model takes, 429 where the budget is spent,
+    and 500, with nothing but a word, where the model fails. /stats counts the records that were
+    asked with the same token.
 
     Args:
         model: a handle, a torch module or a scikit-learn estimator. It is asked by one thread at a
@@ -172,7 +181,9 @@ def app_of(
     for name, value in (("max_records", max_records), ("max_bytes", max_bytes), ("budget", budget)):
         if value is not None and (type(value) is not int or value < 1):
             raise InvalidInput(f"expected {name} as a whole number from 1, got {value!r}")
-    counter = _Counter(as_black_box(model), outputs, _tokens(token_env), max_records, budget)
+    counter = _Counter(
+        as_black_box(model), outputs, _tokens(token_env), max_records, max_bytes, budget
+    )
     # pages of documentation would load programs from elsewhere
     app = FastAPI(title="vestige", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -191,11 +202,15 @@ def app_of(
 
     @app.get("/stats")
     def stats(request: Request) -> Response:
-        return answer(counter.stats(counter.account(request.headers.get("authorization", ""))))
+        return answer(counter.stats(counter.account(request.headers)))
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
-        account = counter.account(request.headers.get("authorization", ""))
+        account = counter.account(request.headers)
+        kind = request.headers.get("content-type", "").partition(";")[0]
+        if kind.strip().lower() != "application/json":
+            # other kinds may be sent by any page that a browser shows, unasked
+            raise _Refused(415, "expected application/json", {"Connection": "close"})
         body = bytearray()
         async for part in request.stream():
             body += part
@@ -263,12 +278,15 @@ class Running:
     Args:
         app: from `app_of`.
         host, port: where to listen; 0 for a free port.
+        patience: seconds for a request to arrive whole; its connection is closed then.
 
     Attributes:
         url: "http://host:port", from the beginning on.
     """
 
-    def __init__(self, app: "FastAPI", *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, app: "FastAPI", *, host: str = "127.0.0.1", port: int = 0, patience: float = 15.0
+    ) -> None:
         try:
             import uvicorn
         except ImportError:
@@ -277,6 +295,7 @@ class Running:
             ) from None
         config = uvicorn.Config(
             app,
+            http=_impatient(patience),
             lifespan="off",
             ws="none",
             # nothing is set up for the whole process, and no address with a token is written down
@@ -327,6 +346,43 @@ class Running:
         self._server.run(sockets=[self._socket])
 
 
+def _impatient(patience: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, which would wait forever for a request, with an end to it.
+
+    Args:
+        patience: seconds from a connection, or the answer before, to the end of a request.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        _clock: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self._clock is not None:
+                self._clock.cancel()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._wait()
+
+        def _wait(self) -> None:
+            if self._clock is not None:
+                self._clock.cancel()
+            self._clock = self.loop.call_later(patience, self._give_up)
+
+        def _give_up(self) -> None:
+            # a request that is whole is being answered, which may take its time
+            if self.cycle is None or self.cycle.more_body or self.cycle.response_complete:
+                self.transport.abort()
+
+    return Impatient
+
+
 def _listening(host: str, port: int) -> socket.socket:
     if type(port) is not int or not 0 <= port < 65536:
         # the system would take the remainder
@@ -357,9 +413,22 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _host(header: str) -> str:
+    """The host in a Host header, without its port; "" where it is none."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
+
+
 def _tokens(token_env: str | None) -> tuple[str, ...]:
     if token_env is None:
         return ()
+    if not (isinstance(token_env, str) and _VARIABLE.fullmatch(token_env)):
+        raise InvalidInput(
+            "expected token_env= as the name of an environment variable, got something else, which "
+            "is not shown since it may be a token; put that into the environment, and its name here"
+        )
     found = tuple(t.strip() for t in os.environ.get(token_env, "").split(",") if t.strip())
     if not found:
         raise InvalidInput(
@@ -378,25 +447,42 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, allow_nan=False).encode()
 
 
-def _question(body: bytes) -> tuple[NDArray[Any], list[Any] | None]:
+def _probabilities(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Numbers whose logarithms are these, to the last digit where there are such; 0 for 1e-12.
+
+    exp alone misses them: log(exp(log p)) is often the neighbor of log p.
+    """
+    p = np.exp(logs)
+    for near in (np.nextafter(p, 0), np.nextafter(p, 1), np.round(p, 9)):
+        with np.errstate(divide="ignore"):
+            p = np.where(np.log(near) == logs, near, p)
+    return np.where(logs == np.log(FLOOR), 0.0, p)
+
+
+def _question(
+    body: bytes, max_records: int, max_bytes: int
+) -> tuple[NDArray[Any], list[Any] | None]:
     """Records (n, ...) and their ids, if there are any.
 
     Raises:
-        _Refused: 422.
+        _Refused: 413, 422.
     """
     expected = 'expected {"inputs": [record, ...]}'
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets > 1024 + max_bytes * _BRACKETS_PER_BYTE:
+        raise _Refused(422, f"{expected} of numbers, got {brackets:,} brackets")
     try:
         said = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise _Refused(422, f"{expected}, got something that is not JSON") from None
     if not isinstance(said, dict) or not isinstance(said.get("inputs"), list):
         raise _Refused(422, f"{expected}, got none")
-    try:
-        x = np.array(said["inputs"])
-    except (ValueError, OverflowError):  # ragged, or nested too deeply
-        raise _Refused(422, f"{expected} of one shape, got others") from None
-    if not x.size or x.dtype.kind not in "iufb" or not np.isfinite(x).all():
-        raise _Refused(422, f"{expected} of finite numbers, got others, or no record")
+    n = len(said["inputs"])
+    if n > max_records:
+        raise _Refused(413, f"expected at most {max_records} records a request, got {n}")
+    x = _numbers(said["inputs"])
+    if x is None:
+        raise _Refused(422, f"{expected} of finite numbers and of one shape, got others, or none")
     ids = said.get("ids")
     if ids is None:
         return x, None
@@ -405,6 +491,24 @@ def _question(body: bytes) -> tuple[NDArray[Any], list[Any] | None]:
     if not all(type(name) in (str, int) for name in ids):
         raise _Refused(422, "expected ids that are text or whole numbers, got others")
     return x, ids
+
+
+def _numbers(records: list[Any]) -> NDArray[Any] | None:
+    """Nested lists as an array, or None where they are not finite numbers of one shape.
+
+    NumPy alone would give every text the room of the longest one.
+    """
+    level, shape = records, [len(records)]
+    while level and isinstance(level[0], list) and len(shape) < _MAX_AXES:
+        width = len(level[0])
+        if not all(type(part) is list and len(part) == width for part in level):
+            return None
+        level, shape = list(itertools.chain.from_iterable(level)), [*shape, width]
+    if not level or not set(map(type, level)) <= {bool, int, float}:
+        return None
+    x = np.array(level)
+    # whole numbers beyond 64 bits are no numbers to NumPy
+    return x.reshape(shape) if x.dtype.kind in "iufb" and np.isfinite(x).all() else None
 
 
 def _no_constant(name: str) -> float:

@@ -63,10 +63,10 @@ class Answers:
         return found
 
     def keep(self, rows: Mapping[bytes, Floats]) -> None:
-        """Write rows, all of them or none; on return they are on disk."""
+        """Write rows, all of them or none, over older ones; on return they are on disk."""
         packed = [(key, _packed(key, row)) for key, row in rows.items()]
         with self._writing() as connection:
-            connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", packed)
+            connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", packed)
 
     def spent(self, service: bytes) -> int:
         """Records that were asked of a service, whoever asked."""

@@ -10,9 +10,11 @@ import json
 import math
 import os
 import random
+import re
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +33,13 @@ from vestige.remote.mapping import (
     Encode,
     JsonAnswers,
     JsonInputs,
+    Misread,
     Outputs,
+    fitting,
     identity,
     logs_of,
     rows_of,
+    says_nothing,
 )
 from vestige.remote.wire import Lost, Reply, Wire
 
@@ -46,6 +51,7 @@ BEARER = "Authorization: Bearer {token}"
 _SLOT = "{token}"
 # An answer of brackets alone takes thirty times its size once it is parsed.
 _BRACKETS_PER_BYTE = 1 / 16
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,10 @@ class RemoteModel:
     since an answer that was lost may have been charged. A request that the service refused
     unanswered (a redirect, a 4xx other than 408 and 409) or that found no connection does not.
 
+    An answer that no `outputs` or `tolerance` makes right (NaN, zeros alone, rows of another width)
+    is not kept and asked again. What `outputs` and `tolerance` do not fit ends the run and is kept,
+    since others may; where it is found in the cache it is asked again.
+
     Args:
         url: http or https, in full. Put `{token}` where a service wants the token in its address.
         encode: makes the body from records (n, ...) and an id each; `JsonInputs()` by default.
@@ -107,7 +117,9 @@ class RemoteModel:
             default.
         outputs: what a row holds: "probabilities", "logits", "log_probabilities" (n, classes),
             or one number a record for class 1 of two; or "labels", one a record.
-        n_classes: needed for labels; else what every row is checked against.
+        n_classes: needed for labels; else what every row is checked against. Without it the rows
+            have as many numbers as the first, or as most of those in the cache.
+        max_classes: numbers a row, at most, unless `n_classes` is more.
         batch_size: records a request, at most.
         token_env: name of the environment variable that holds the token. It is read for each
             request and kept nowhere.
@@ -116,12 +128,13 @@ class RemoteModel:
         timeout: seconds for a request, from its start to the last byte of its answer.
         retries: further attempts after 408, 409, 425, 429, 5xx, a lost or a faulty answer.
         backoff: waits between them.
-        rate: requests a second at most, retries included; of this process.
+        rate: requests a second at most, retries included; of this handle alone.
         budget: records that may be asked of this url, at most: over all that share the cache,
             else of this handle.
         cache: SQLite file of answers, made if absent; in memory without it.
         tolerance: by how much the sum of a row of probabilities may miss 1, for services that
-            round or leave classes out; such rows are not renormalized.
+            round or leave classes out; such rows are not renormalized. For d digits
+            0.5 * classes * 10**-d, for the top k 0.99.
         max_bytes: of one answer.
         ca_file: PEM file of authorities to trust, for a service with a certificate of its own.
 
@@ -137,6 +150,7 @@ class RemoteModel:
         decode: Decode | None = None,
         outputs: Outputs = "probabilities",
         n_classes: int | None = None,
+        max_classes: int = 10_000,
         batch_size: int = 64,
         token_env: str | None = None,
         header: str | None = None,
@@ -173,14 +187,14 @@ class RemoteModel:
         self._encode = JsonInputs() if encode is None else encode
         self._decode = JsonAnswers(outputs) if decode is None else decode
         self._outputs: Outputs = outputs
-        self._n_classes = n_classes
+        self._n_classes, self._max_classes = n_classes, max_classes
         self._tolerance = tolerance
         self._batch_size, self._retries, self._budget = batch_size, retries, budget
         self._backoff = Backoff() if backoff is None else backoff
         self._pause = 0.0 if rate is None else 1 / rate
         self._max_bytes = max_bytes
         self._not_before = 0.0
-        self._n_paid = self._n_cached = 0
+        self._n_queries = self._n_paid = self._n_cached = 0
         self._width: int | None = None
         # the token has no part in it: a new one finds the old answers
         self._service = hashlib.sha256(url.encode()).digest()
@@ -222,12 +236,15 @@ class RemoteModel:
 
     @property
     def n_queries(self) -> int:
-        """Records that this handle was asked about, whoever answered, retries included."""
-        return self._n_paid + self._n_cached
+        """Records that this handle has answered, each time, from the service or without it.
+
+        As many as a model at hand would have counted: retries are in `n_paid` alone.
+        """
+        return self._n_queries
 
     @property
     def n_paid(self) -> int:
-        """Records that this handle has asked the service about, retries included."""
+        """Records of the requests of this handle that may have been charged, retries included."""
         return self._n_paid
 
     @property
@@ -259,20 +276,21 @@ class RemoteModel:
             first: dict[bytes, int] = {}
             for k, key in enumerate(keys):
                 first.setdefault(key, k)
-            rows = self._answers.find(list(first))
+            rows, n_unfit = self._known(list(first))
             missing = [key for key in first if key not in rows]
-            self._afford(len(missing))
+            self._afford(len(missing), n_unfit)
             n_asked = 0
             for start in range(0, len(missing), self._batch_size):
                 part = missing[start : start + self._batch_size]
                 # another process may have been answered meanwhile
-                rows |= self._answers.find(part) if start else {}
+                rows |= self._known(part)[0] if start else {}
                 part = [key for key in part if key not in rows]
                 if part:
                     n_asked += len(part)
                     rows |= self._asked(np.asarray(x[[first[key] for key in part]]), part)
+            table = self._logs(np.stack([rows[key] for key in first]))
+            self._n_queries += len(keys)
             self._n_cached += len(keys) - n_asked
-            table = self._table([rows[key] for key in first])
             place = {key: k for k, key in enumerate(first)}
             return table[[place[key] for key in keys]]
 
@@ -295,14 +313,44 @@ class RemoteModel:
             keys += [hashlib.sha256(self._prefix + said + row.tobytes()).digest() for row in part]
         return keys
 
-    def _afford(self, n: int) -> None:
+    def _known(self, keys: Sequence[bytes]) -> tuple[dict[bytes, Floats], int]:
+        """The kept answers that are what the settings say, and how many others there are.
+
+        The others stay until they have been asked again: other settings may fit them.
+        """
+        found = self._answers.find(keys)
+        fit: dict[bytes, Floats] = {}
+        for width in {len(row) for row in found.values()}:
+            if self._width in (None, width) and self._allows(width):
+                rows = {key: row for key, row in found.items() if len(row) == width}
+                good = fitting(
+                    np.stack(list(rows.values())), self._outputs, self._n_classes, self._tolerance
+                )
+                fit |= {key: row for (key, row), one in zip(rows.items(), good, strict=True) if one}
+        if fit and self._width is None:
+            self._width = Counter(len(row) for row in fit.values()).most_common(1)[0][0]
+        fit = {key: row for key, row in fit.items() if len(row) == self._width}
+        return fit, len(found) - len(fit)
+
+    def _allows(self, width: int) -> bool:
+        """Whether a row may hold so many numbers."""
+        if self._outputs == "labels":
+            return width == 1
+        either = (self._n_classes, 1) if self._n_classes == 2 else (self._n_classes,)
+        return self._n_classes is None or width in either
+
+    def _afford(self, n: int, n_unfit: int) -> None:
         if n and self._budget is not None:
             spent = self._answers.spent(self._service)
             if spent + n > self._budget:
+                unfit = (
+                    f" ({n_unfit:,} of them have answers that outputs=, n_classes= and tolerance= "
+                    "do not fit)"
+                )
                 raise BudgetSpent(
                     f"expected at most {self._budget:,} records asked of {self._place}, but "
-                    f"{spent:,} were and {n:,} more are wanted; raise budget=, or ask about fewer: "
-                    "nothing was sent, and every answer so far is kept"
+                    f"{spent:,} were and {n:,} more are wanted{unfit if n_unfit else ''}; raise "
+                    "budget=, or ask about fewer: nothing was sent, and every answer so far is kept"
                 )
 
     def _asked(self, x: NDArray[Any], keys: Sequence[bytes]) -> dict[bytes, Floats]:
@@ -391,7 +439,8 @@ class RemoteModel:
         try:
             return self._rows(reply, ids)
         except RemoteError as error:
-            return _Failure(f"an answer with {_printable(str(error), token)}")
+            why = f"an answer with {_printable(str(error), token)}"
+            return _Failure(why, final=isinstance(error, Misread))
 
     def _token(self) -> str:
         if self._token_env is None:
@@ -436,11 +485,17 @@ class RemoteModel:
             raise
         except Exception as error:  # a user's own decode may raise anything
             raise RemoteError(f"nothing that decode= takes ({type(error).__name__})") from None
-        rows = rows_of(decoded, len(ids), self._width)
-        width, classes = rows.shape[1], self._n_classes
-        one = self._outputs == "labels" or (classes == 2 and width == 1)
-        if classes is not None and width != (1 if one else classes):
-            raise RemoteError(f"rows of {width} numbers for {classes} classes")
+        rows = rows_of(decoded, len(ids), max(self._max_classes, self._n_classes or 0))
+        width = rows.shape[1]
+        if not self._allows(width):
+            raise RemoteError(f"rows of {width} numbers for {self._n_classes} classes")
+        if self._width not in (None, width):
+            raise RemoteError(
+                f"rows of {width} numbers, after rows of {self._width} (if those were wrong, say "
+                "n_classes=; if the service has changed, use a new cache)"
+            )
+        if says_nothing(rows, self._outputs):
+            raise RemoteError(f"{self._outputs} that are all zero for a record")
         return rows
 
     def _parsed(self, body: bytes) -> Any:
@@ -453,16 +508,6 @@ class RemoteModel:
             raise RemoteError("brackets nested too deeply in it") from None
         except ValueError:  # bad JSON, bad text, and numbers of thousands of digits
             raise RemoteError("broken JSON in it") from None
-
-    def _table(self, rows: Sequence[Floats]) -> Floats:
-        try:
-            table = np.stack(rows)
-        except ValueError:
-            raise RemoteError(
-                f"expected rows of one length from {self._place}, got others in the cache; the "
-                "service has changed its classes: use a new cache"
-            ) from None
-        return self._logs(table)
 
     def _logs(self, table: Floats) -> Floats:
         try:
@@ -516,7 +561,10 @@ def remote_of(table: Mapping[str, Any], folder: Path | str = ".") -> RemoteModel
             raise PlanError(f"expected {', '.join(_KEYS)} for a remote target, got {key!r}")
         if type(value) not in _KEYS[key]:
             kinds = " or ".join(_WORDS[kind] for kind in _KEYS[key])
-            raise PlanError(f"expected {key} = {kinds} for a remote target, got {value!r}")
+            # not the value, which may be a password that was given by mistake
+            raise PlanError(
+                f"expected {key} = {kinds} for a remote target, got {type(value).__name__}"
+            )
     if "url" not in table:
         raise PlanError('expected url = "https://..." for a remote target, got none; add it')
     said = dict(table)
@@ -535,6 +583,7 @@ _KEYS: Mapping[str, tuple[type, ...]] = {
     "url": (str,),
     "outputs": (str,),
     "n_classes": (int,),
+    "max_classes": (int,),
     "batch_size": (int,),
     "token_env": (str,),
     "header": (str,),
@@ -571,7 +620,8 @@ def _discarded(answers: Answers, wire: Wire) -> None:
 
 
 def _check_numbers(said: Mapping[str, Any]) -> None:
-    least = {"n_classes": 2, "batch_size": 1, "retries": 0, "budget": 0, "max_bytes": 1}
+    least = {"n_classes": 2, "max_classes": 2, "batch_size": 1, "retries": 0, "budget": 0}
+    least |= {"max_bytes": 1}
     for name, low in least.items():
         value = said[name]
         if value is not None and (type(value) is not int or value < low):
@@ -596,6 +646,12 @@ def _header(
                 "environment variable that holds the token"
             )
         return None
+    if not (isinstance(token_env, str) and _VARIABLE.fullmatch(token_env)):
+        raise InvalidInput(
+            "expected token_env= as the name of an environment variable, got something else, which "
+            "is not shown since it may be the token; put that into the environment, and its name "
+            "here"
+        )
     parts = urlsplit(url)
     if _SLOT in parts.netloc:
         raise InvalidInput(
