@@ -52,7 +52,7 @@ def test_examples_run(path, tmp_path):
 )
 def test_code_of_a_page_runs_from_top_to_bottom(page, tmp_path):
     # an attack's page calls it on what its reader has: a target, candidates, a pool
-    given = WORLD if page.parent.name == "attacks" else ""
+    given = WORLD if page.parent.name in ("attacks", "defenses") else ""
     run(given + "\n".join(blocks(page)), tmp_path)
 
 
