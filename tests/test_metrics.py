@@ -751,3 +751,11 @@ def test_inputs_are_not_mutated():
 def test_public_names_exist():
     assert sorted(metrics.__all__) == metrics.__all__
     assert all(callable(getattr(metrics, name)) for name in metrics.__all__)
+
+
+def test_an_estimate_is_read_as_a_sentence() -> None:
+    assert (
+        str(metrics.Estimate(0.9434, 0.93192, 0.9531, "DeLong")) == "0.943 (0.932 to 0.953; DeLong)"
+    )
+    assert str(metrics.Estimate(0.5, 0.4, None, "one-sided")) == "0.5 (0.4 to ...; one-sided)"
+    assert str(metrics.Estimate(None, None, None, "", reason="too few")) == "too few"

@@ -82,6 +82,12 @@ class Estimate:
     chosen_on: str = ""
     context: Mapping[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        if self.value is None:
+            return self.reason
+        ends = ["..." if end is None else f"{end:.3g}" for end in (self.low, self.high)]
+        return f"{self.value:.3g} ({ends[0]} to {ends[1]}; {self.method})"
+
     def __post_init__(self) -> None:
         numbers = (self.value, self.low, self.high, self.threshold, *self.context.values())
         if not all(number is None or np.isfinite(number) for number in numbers):

@@ -297,7 +297,7 @@ def test_filters_go_around_filters() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda m: TopK(m, 0), "expected k >= 1 classes to show, got 0"),
+        (lambda m: TopK(m, 0), "whole number k >= 1 of classes to show, got 0"),
         (lambda m: Rounded(m, -1), "expected decimals >= 0 to round to, got -1"),
         (lambda m: Temperature(m, 0.0), "expected a temperature t > 0, got 0.0"),
         (lambda m: Temperature(m, float("nan")), "expected a temperature t > 0, got nan"),
@@ -352,7 +352,7 @@ def test_examples_of_the_named_filters_work() -> None:
         ("top1.5", "expected a whole number after 'top', got 'top1.5'"),
         ("temperature", "expected a number after 'temperature'"),
         ("label1", "expected no number after 'label', got 'label1'"),
-        ("top0", "expected k >= 1"),
+        ("top0", "whole number k >= 1"),
         ("temperature0", "expected a temperature t > 0, got 0.0"),
     ],
 )

@@ -106,8 +106,8 @@ class TopK(Filter):
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InvalidInput(f"expected k >= 1 classes to show, got {self.k}")
+        if not isinstance(self.k, (int, np.integer)) or self.k < 1:
+            raise InvalidInput(f"expected a whole number k >= 1 of classes to show, got {self.k}")
 
     def shown(self, x: Any, log_p: Floats) -> Floats:
         first = np.argsort(-log_p, axis=1, kind="stable")[:, : self.k]
