@@ -40,6 +40,7 @@ from vestige.models import BlackBox
 from vestige.remote import Backoff, JsonAnswers, JsonInputs, RemoteModel, in_order, remote_of
 from vestige.remote.cache import Answers
 from vestige.remote.mapping import logs_of
+from vestige.serving import Running, app_of
 from worlds import Table, overfit_world
 
 AT_ONCE = Backoff(first=0.0, longest=0.0)
@@ -351,6 +352,19 @@ def test_an_audit_over_a_faulty_service_gives_the_numbers_of_the_direct_one(
         for name, estimate in a.metrics.items():
             assert b.metrics[name].value == pytest.approx(estimate.value, abs=1e-9), (a, name)
     assert served.verdict.sentence == direct.verdict.sentence
+
+
+def test_a_budget_that_an_audit_would_pass_is_said_before_the_first_query() -> None:
+    world = overfit_world(n_members=30, n_nonmembers=30, n_population=50, n_models=4)
+    n_all = len(world.split.candidates) + len(world.split.population)
+    with Running(app_of(world.target)) as service:
+        with remote(f"{service.url}/predict", budget=n_all - 1) as model:
+            with pytest.raises(BudgetSpent, match=f"{n_all} more are wanted"):
+                vs.audit(model, world.split, known=world.known)
+            assert model.n_paid == 0
+        with remote(f"{service.url}/predict", budget=n_all) as model:
+            vs.audit(model, world.split, known=world.known)
+            assert model.n_paid == n_all
 
 
 def fresh_target(world: Any) -> Table:

@@ -36,6 +36,7 @@ from vestige.pool import Pool
 from vestige.progress import Progress, quiet
 from vestige.reading import name_of
 from vestige.records import Records, Split, concatenate, duplicates
+from vestige.remote import RemoteModel
 from vestige.report import (
     Data,
     Finding,
@@ -207,6 +208,10 @@ def run(
     target, target_seconds = _target(plan, seeds[0], store, engine, progress)
     target = _filtered_target(plan, target)
     candidates = _shuffled(plan.split, seeds[2])
+    if isinstance(target, RemoteModel):
+        # before the first query, and before anything is trained: attacks on labels ask for more
+        wanted = any(attack.about.needs_population for attack in attacks.values())
+        target.afford(candidates.x, *([plan.split.population.x] if wanted else []))
     answers = _answers(target, candidates, store, out)
     alike = _exchangeable(plan, target, seeds[3])
     pool, training_seconds = _pool(plan, attacks, seeds[1], seeds[4], store, engine, progress)

@@ -294,6 +294,16 @@ class RemoteModel:
             place = {key: k for k, key in enumerate(first)}
             return table[[place[key] for key in keys]]
 
+    def afford(self, *parts: Any) -> None:
+        """Nothing, where the budget allows to ask about all of these inputs (n, ...).
+
+        Raises:
+            BudgetSpent: those not answered yet would pass it; nothing was sent.
+        """
+        with self._lock:
+            keys = list(dict.fromkeys(key for x in parts for key in self._keys(x)))
+            self._afford(len(keys) - len(self._answers.find(keys)), 0)
+
     # --- what is asked ----------------------------------------------------------------------
 
     def _keys(self, x: Any) -> list[bytes]:
