@@ -354,6 +354,16 @@ def test_an_audit_over_a_faulty_service_gives_the_numbers_of_the_direct_one(
     assert served.verdict.sentence == direct.verdict.sentence
 
 
+def test_what_becomes_of_answers_is_said(tmp_path: Path) -> None:
+    with Hostile(saying(reply({"probabilities": [[0.5, 0.5]]}))) as server:
+        for cache, said in ((None, "lost with this program"), ("a.sqlite", "kept in a.sqlite")):
+            where = None if cache is None else tmp_path / cache
+            with remote(server.url, budget=1, cache=where, batch_size=1) as model:
+                model.log_probabilities(records(1))
+                with pytest.raises(BudgetSpent, match=said):
+                    model.log_probabilities(records(2))
+
+
 def test_a_budget_that_an_audit_would_pass_is_said_before_the_first_query() -> None:
     world = overfit_world(n_members=30, n_nonmembers=30, n_population=50, n_models=4)
     n_all = len(world.split.candidates) + len(world.split.population)

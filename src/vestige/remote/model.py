@@ -349,6 +349,11 @@ class RemoteModel:
         either = (self._n_classes, 1) if self._n_classes == 2 else (self._n_classes,)
         return self._n_classes is None or width in either
 
+    def _what_is_kept(self) -> str:
+        if self._answers.path is None:
+            return "answers so far are lost with this program, since no cache= was named"
+        return f"every answer so far is kept in {self._answers.path.name}"
+
     def _afford(self, n: int, n_unfit: int) -> None:
         if n and self._budget is not None:
             spent = self._answers.spent(self._service)
@@ -360,7 +365,7 @@ class RemoteModel:
                 raise BudgetSpent(
                     f"expected at most {self._budget:,} records asked of {self._place}, but "
                     f"{spent:,} were and {n:,} more are wanted{unfit if n_unfit else ''}; raise "
-                    "budget=, or ask about fewer: nothing was sent, and every answer so far is kept"
+                    f"budget=, or ask about fewer: nothing was sent, and {self._what_is_kept()}"
                 )
 
     def _asked(self, x: NDArray[Any], keys: Sequence[bytes]) -> dict[bytes, Floats]:
@@ -390,12 +395,12 @@ class RemoteModel:
                 times = f" {attempt} times" if attempt > 1 else ""
                 raise RemoteError(
                     f"expected answers about {len(keys)} records from {self._place}, got "
-                    f"{found.why}{times}; every answer so far is kept"
+                    f"{found.why}{times}; {self._what_is_kept()}"
                 )
             if found.after is not None and found.after > self._backoff.patience:
                 raise RemoteError(
                     f"expected an answer from {self._place}, which asks for {found.after:.0f} s of "
-                    "patience; every answer so far is kept: run the same command again then"
+                    f"patience; {self._what_is_kept()}; run the same command again then"
                 )
             time.sleep(self._backoff.seconds(attempt - 1, found.after, random.random()))
 
@@ -420,7 +425,7 @@ class RemoteModel:
             raise BudgetSpent(
                 f"expected at most {self._budget:,} records asked of {self._place}, but "
                 f"{self._answers.spent(self._service):,} were, retries included, and {n:,} more "
-                "are wanted; raise budget=: every answer so far is kept"
+                f"are wanted; raise budget=: {self._what_is_kept()}"
             )
         self._n_paid += n
 
