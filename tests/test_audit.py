@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.ensemble import RandomForestClassifier
 
 import vestige as vs
 from vestige.audit import run
@@ -271,6 +272,21 @@ def test_answers_that_show_little_are_noticed(plan):
         said = run(replace(plan, target=hidden, answers=spec, **few))
         assert "answers_filtered" not in {w.code for w in said.warnings}, spec
     assert "answers_filtered" not in {w.code for w in run(replace(plan, **few)).warnings}
+
+
+def test_answers_that_repeat_themselves_as_references_do_are_no_filter():
+    # a small forest has few answers, and ten records a side have few by their number
+    split = world(10)
+    forest = RandomForestClassifier(3, max_depth=2, random_state=0)
+    forest.fit(split.members.x, split.members.y)
+    made = vs.audit(
+        forest, split, recipe=vs.EstimatorRecipe(forest), references=4, attacks=["lira_online"]
+    )
+    assert "answers_filtered" not in {w.code for w in made.warnings}
+    # one that memorized is sure of everything
+    sure = replace(RECIPE, epochs=400)
+    made = vs.audit(None, split, recipe=sure, references=4, attacks=["lira_online"])
+    assert "answers_filtered" not in {w.code for w in made.warnings}
 
 
 def test_a_target_that_is_trained_here_is_put_behind_the_filter(plan):

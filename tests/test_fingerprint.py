@@ -137,6 +137,13 @@ def test_what_a_function_uses_of_its_module_changes_it(what: str) -> None:
     assert digest_of(before + unused) == digest_of(after + unused)
 
 
+def test_an_attribute_is_not_a_global_of_its_name() -> None:
+    user = "def build(self): return self.net(3)\n"
+    assert digest_of("net = 1\n" + user) == digest_of("net = 2\n" + user)
+    both = "def build(self): return self.net(net)\n"
+    assert digest_of("net = 1\n" + both) != digest_of("net = 2\n" + both)
+
+
 def test_another_module_of_the_users_is_followed() -> None:
     user = "def build(): return nets.width() + nets.DEPTH\n"
     source = "DEPTH = 2\nOTHER = 5\ndef width(): return 3\n"

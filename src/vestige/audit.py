@@ -721,7 +721,7 @@ def _warnings(
                 f"{n_members} members given here; they imitate it less well.",
             )
         )
-    less = "" if plan.answers or not len(pool.models) else _shows_less(answers)
+    less = "" if plan.answers else _shows_less(answers, pool, candidates)
     if less:
         found.append(ReportWarning("answers_filtered", less))
     unlike = _unlike(plan, pool, candidates, _sure(plan.split, candidates, answers))
@@ -738,15 +738,21 @@ def _warnings(
     return found
 
 
-def _shows_less(answers: NDArray[np.float64]) -> str:
-    """Where answers are plainly not all that a model has to say, a sentence, else ''."""
-    p = np.exp(answers)
-    missing = float((np.abs(p.sum(axis=1) - 1) > 1e-3).mean())
-    # a table or a forest repeats itself too, but hardly with so few values
-    few = len(np.unique(p.max(axis=1).round(9))) <= max(20, len(p) // 50)
-    if missing < 0.01 and not few:
+def _shows_less(answers: NDArray[np.float64], pool: Pool[BlackBox], candidates: Records) -> str:
+    """Where answers are plainly less than a reference model's, a sentence, else ''."""
+    if not len(pool.models):
         return ""
-    why = f"{missing:.0%} of them do not sum to 1" if missing >= 0.01 else "they take few values"
+    try:
+        tables = (answers, pool.models[0].log_probabilities(candidates.x))
+    except InvalidInput:
+        return ""  # attacks that need these models have said so
+    off, usual = (float((np.abs(np.exp(t).sum(axis=1) - 1) > 1e-3).mean()) for t in tables)
+    # by the least probable class, which sure models tell apart too; forests repeat themselves,
+    # and so do the forests that they are compared with
+    few, many = (len(np.unique(t.min(axis=1).round(6))) for t in tables)
+    if off < usual + 0.01 and 4 * few > many:
+        return ""
+    why = f"{off:.0%} of them do not sum to 1" if off >= usual + 0.01 else "they repeat themselves"
     return (
         f"The target's answers seem to pass a filter ({why}), and those of the reference models "
         "do not: attacks that use them may be off either way. Say which, for example "

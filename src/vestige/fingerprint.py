@@ -8,6 +8,7 @@ installed libraries are taken by name and version.
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import random
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "is_library", "source_digest"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 # what Python itself notes down about a class, some of it by line or in the order of a hash
@@ -35,7 +36,18 @@ _NOTES = frozenset(
 )
 # objects of these modules hold the state of a process, not a setting
 _PROCESS = frozenset({"logging", "threading", "_thread", "weakref", "_weakref", "io", "_io"})
+_OF_GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL"})
 _WRAPPED = ("fget", "fset", "__func__", "__wrapped__")
+
+
+@functools.cache
+def source_digest(*places: Path) -> str:
+    """sha256 of source files, and of those in folders: what was made by other code is old."""
+    digest = hashlib.sha256()
+    for place in places:
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(path.relative_to(place.parent).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def fingerprint(value: Any) -> str:
@@ -97,7 +109,7 @@ class _Reader:
             yield from self._code(value)
         elif isinstance(value, type):
             yield _name(value)
-            if not _is_library(value.__module__):
+            if not is_library(value.__module__):
                 own = {k: v for k, v in vars(value).items() if k not in _NOTES}
                 yield from self.read([own, value.__bases__])
         else:
@@ -108,9 +120,10 @@ class _Reader:
         yield from self.read([value.__code__, value.__defaults__, value.__kwdefaults__])
         yield from self.read([_content(cell) for cell in value.__closure__ or ()])
         # not value.__module__: a library's decorator takes over the name of what it wraps
-        if not _is_library(value.__globals__.get("__name__", "")):
+        if not is_library(value.__globals__.get("__name__", "")):
             names = set(_names(value.__code__))
-            used = {n: value.__globals__[n] for n in names if n in value.__globals__}
+            looked_up = _looked_up(value.__code__) & value.__globals__.keys()
+            used = {name: value.__globals__[name] for name in looked_up}
             yield from self.read({n: _named_of(item, names) for n, item in used.items()})
             if vars(value):
                 yield from self.read(vars(value))
@@ -165,7 +178,7 @@ def _text(value: Any) -> str:
 
 def _name(value: Any) -> bytes:
     """What a library's thing is called, and its version; of the user's own, only the last name."""
-    if not _is_library(value.__module__):
+    if not is_library(value.__module__):
         return str(value.__qualname__).encode()
     package = sys.modules.get(str(value.__module__).partition(".")[0])
     version = getattr(package, "__version__", "")
@@ -173,7 +186,7 @@ def _name(value: Any) -> bytes:
 
 
 @functools.cache
-def _is_library(module: str | None) -> bool:
+def is_library(module: str | None) -> bool:
     """Whether a module is Python's or installed; this package is read like the user's own."""
     top = (module or "").partition(".")[0]
     if top in ("__main__", "vestige"):
@@ -186,8 +199,16 @@ def _is_library(module: str | None) -> bool:
     return bool(installed) or path.is_relative_to(sysconfig.get_path("stdlib"))
 
 
+@functools.lru_cache(maxsize=4096)
+def _looked_up(code: types.CodeType) -> frozenset[str]:
+    """Globals of a function and of the functions within it: not attributes of the same name."""
+    own = {i.argval for i in dis.get_instructions(code) if i.opname in _OF_GLOBALS}
+    inner = (_looked_up(part) for part in code.co_consts if isinstance(part, types.CodeType))
+    return frozenset(own.union(*inner))
+
+
 def _names(code: types.CodeType) -> Iterator[str]:
-    """Names that a function and the functions within it look up."""
+    """Names of globals and of attributes, in a function and in the functions within it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -196,7 +217,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 def _named_of(found: Any, names: set[str]) -> Any:
     """What a function uses of a module of the user's; anything else as it is."""
-    if isinstance(found, types.ModuleType) and not _is_library(found.__name__):
+    if isinstance(found, types.ModuleType) and not is_library(found.__name__):
         return {name: vars(found)[name] for name in names if name in vars(found)}
     return found
 

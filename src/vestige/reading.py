@@ -6,7 +6,6 @@ where they were made, and only these are kept: never models x records x classes.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import sys
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from vestige import models as _models
 from vestige.errors import InvalidInput
-from vestige.fingerprint import fingerprint
+from vestige.fingerprint import fingerprint, source_digest
 from vestige.models import BlackBox
 from vestige.progress import Progress
 from vestige.records import Records
@@ -286,8 +285,9 @@ def _kept(
     if not name:
         return InMemory(n_models, len(records))
     # of an installed function the fingerprint has no more than its own code
-    modules = (sys.modules[signal.__module__], _models, sys.modules[__name__])
-    parts = [name, fingerprint(signal), *(_source(module) for module in modules)]
+    own = getattr(sys.modules[signal.__module__], "__file__", None)
+    files = [own or "", _models.__file__, __file__]
+    parts = [name, fingerprint(signal), source_digest(*(Path(file) for file in files if file))]
     # blocks of other cuts are other blocks
     parts += [asker.key(), records.digest(), f"{PART_BYTES} {STEP} {records.n_classes}"]
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
@@ -406,10 +406,3 @@ def name_of(signal: Signal) -> str:
     for part in signal.__qualname__.split("."):
         found = getattr(found, part, None)
     return f"{signal.__module__} {signal.__qualname__}" if found is signal else ""
-
-
-@functools.cache
-def _source(module: ModuleType) -> str:
-    """A digest of a module's file: kept signals are not those of other code."""
-    file = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

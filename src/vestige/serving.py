@@ -9,12 +9,10 @@ a client may see (rounded, top-k, noisy answers) is decided before: hand in the 
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import itertools
 import json
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -29,6 +27,7 @@ from numpy.typing import NDArray
 
 from vestige.errors import InvalidInput, MissingExtra, RemoteError
 from vestige.models import FLOOR, BlackBox, as_black_box
+from vestige.remote.wire import VARIABLE, brackets, is_loopback
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -36,10 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Running", "app_of", "serve"]
 
 Shown = Literal["probabilities", "log_probabilities", "labels"]
-# A body of brackets alone takes thirty times its size once it is parsed.
-_BRACKETS_PER_BYTE = 1 / 16
 _MAX_AXES = 8
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SHOWN: tuple[Shown, ...] = ("probabilities", "log_probabilities", "labels")
 
 logger = logging.getLogger("vestige.serving")
@@ -87,7 +83,7 @@ class _Counter:
         """
         if not self._tokens:
             # a page of another site that has its own name point here asks under that name
-            if not _is_loopback(_host(headers.get("host", ""))):
+            if not is_loopback(_host(headers.get("host", ""))):
                 raise _Refused(403, "expected a request for this machine, or a service with tokens")
             return self._accounts[b""]
         kind, _, token = headers.get("authorization", "").partition(" ")
@@ -251,7 +247,7 @@ def serve(
     Raises:
         InvalidInput: another host without a token, or a port that is taken.
     """
-    if token_env is None and not _is_loopback(host):
+    if token_env is None and not is_loopback(host):
         raise InvalidInput(
             f"expected a token for a service that other machines reach (host {host}), got none; "
             "name an environment variable that holds one, or listen on 127.0.0.1"
@@ -406,13 +402,6 @@ def _listening(host: str, port: int) -> socket.socket:
     return made
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _host(header: str) -> str:
     """The host in a Host header, without its port; "" where it is none."""
     try:
@@ -424,7 +413,7 @@ def _host(header: str) -> str:
 def _tokens(token_env: str | None) -> tuple[str, ...]:
     if token_env is None:
         return ()
-    if not (isinstance(token_env, str) and _VARIABLE.fullmatch(token_env)):
+    if not (isinstance(token_env, str) and VARIABLE.fullmatch(token_env)):
         raise InvalidInput(
             "expected token_env= as the name of an environment variable, got something else, which "
             "is not shown since it may be a token; put that into the environment, and its name here"
@@ -468,9 +457,9 @@ def _question(
         _Refused: 413, 422.
     """
     expected = 'expected {"inputs": [record, ...]}'
-    brackets = body.count(b"[") + body.count(b"{")
-    if brackets > 1024 + max_bytes * _BRACKETS_PER_BYTE:
-        raise _Refused(422, f"{expected} of numbers, got {brackets:,} brackets")
+    many = brackets(body, max_bytes)
+    if many:
+        raise _Refused(422, f"{expected} of numbers, got {many:,} brackets")
     try:
         said = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError):

@@ -336,7 +336,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 def test_the_key_is_of_this_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Stacks().key()) == 64 and Stacks().key() != reading.OneByOne().key()
-    monkeypatch.setattr(asking_module, "_sources", lambda: "another")
+    monkeypatch.setattr(asking_module, "source_digest", lambda *files: "another")
     assert Stacks().key() == "another"
 
 

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from vestige.errors import InvalidInput
+from vestige.fingerprint import source_digest
 from vestige.models import FLOOR, BlackBox
 from vestige.pool import Pool
 from vestige.reading import Asker
@@ -438,7 +439,7 @@ class _Through:
                 each._asked.n += len(x)
 
     def key(self) -> str:
-        return self.asker.key() + _source()
+        return self.asker.key() + source_digest(Path(__file__).parent)
 
 
 def _bare(model: BlackBox) -> tuple[BlackBox, list[Filter]]:
@@ -448,10 +449,3 @@ def _bare(model: BlackBox) -> tuple[BlackBox, list[Filter]]:
         filters.insert(0, model)
         model = model.model
     return model, filters
-
-
-@functools.cache
-def _source() -> str:
-    """A digest of the filters' code, as of other things that decide what a pool answers."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vestige.errors import RemoteError
 from vestige.fingerprint import fingerprint
+from vestige.models import FLOOR
 
 __all__ = ["Decode", "Encode", "JsonAnswers", "JsonInputs", "Outputs", "in_order", "logs_of"]
 
@@ -26,8 +27,6 @@ Encode = Callable[[NDArray[Any], Sequence[str]], Any]
 Decode = Callable[[Any, Sequence[str]], Any]
 
 OUTPUTS: tuple[Outputs, ...] = ("probabilities", "logits", "log_probabilities", "labels")
-FLOOR = 1e-12
-"""What a probability of zero is taken for: "not shown"."""
 _LEAST, _OUT_OF_DIGITS = -1e-6, 1 - 1e-6
 
 

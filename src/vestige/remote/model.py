@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import email.utils
 import hashlib
-import ipaddress
 import json
 import math
 import os
 import random
-import re
 import threading
 import time
 import weakref
@@ -41,7 +39,7 @@ from vestige.remote.mapping import (
     rows_of,
     says_nothing,
 )
-from vestige.remote.wire import Lost, Reply, Wire
+from vestige.remote.wire import VARIABLE, Lost, Reply, Wire, brackets, is_loopback
 
 __all__ = ["Backoff", "RemoteModel", "remote_of"]
 
@@ -49,9 +47,6 @@ Floats = NDArray[np.float64]
 
 BEARER = "Authorization: Bearer {token}"
 _SLOT = "{token}"
-# An answer of brackets alone takes thirty times its size once it is parsed.
-_BRACKETS_PER_BYTE = 1 / 16
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,9 +509,9 @@ class RemoteModel:
         return rows
 
     def _parsed(self, body: bytes) -> Any:
-        brackets = body.count(b"[") + body.count(b"{")
-        if brackets > 1024 + self._max_bytes * _BRACKETS_PER_BYTE:
-            raise RemoteError(f"{brackets:,} brackets in it")
+        many = brackets(body, self._max_bytes)
+        if many:
+            raise RemoteError(f"{many:,} brackets in it")
         try:
             return json.loads(body)
         except RecursionError:
@@ -661,7 +656,7 @@ def _header(
                 "environment variable that holds the token"
             )
         return None
-    if not (isinstance(token_env, str) and _VARIABLE.fullmatch(token_env)):
+    if not (isinstance(token_env, str) and VARIABLE.fullmatch(token_env)):
         raise InvalidInput(
             "expected token_env= as the name of an environment variable, got something else, which "
             "is not shown since it may be the token; put that into the environment, and its name "
@@ -672,7 +667,7 @@ def _header(
         raise InvalidInput(
             "expected {token} in the path or query of an address, got it in its host"
         )
-    if parts.scheme == "http" and not plain and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not plain and not is_loopback(parts.hostname or ""):
         raise InvalidInput(
             f"expected https for {shown(url)}, to which a token would be sent in the clear, got "
             "http; use https, or say plain_http_token=True"
@@ -686,13 +681,6 @@ def _header(
             "token goes, and the token itself in the environment"
         )
     return name.strip(), value.strip()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

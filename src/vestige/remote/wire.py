@@ -7,7 +7,9 @@ slowly it trickles. httpx's transport is used without its client, which would lo
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import socket
 import ssl
 import threading
@@ -203,3 +205,22 @@ def _trusting(url: str, ca_file: Path | None) -> Any:
 def _said(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+# --- what both ends guard against ----------------------------------------------------------------
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The name of an environment variable; a token that stands in its place is nothing to be shown."""
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def brackets(body: bytes, max_bytes: int) -> int:
+    """How many, if too many: a body of nothing else takes thirty times its size once parsed."""
+    found = body.count(b"[") + body.count(b"{")
+    return found if found > 1024 + max_bytes / 16 else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import platform
 import time
@@ -18,12 +18,13 @@ import sklearn
 
 import vestige
 from vestige.errors import DamagedFile, DatasetUnavailable, PlanError
+from vestige.fingerprint import source_digest
 from vestige.progress import Progress, quiet
 from vestige.reproduce.experiment import SCALES, Context, Experiment, Row
 from vestige.reproduce.results import RowResult, path_of, read, save
 from vestige.training import Store
 
-__all__ = ["OUT", "code_digest", "machine", "run_experiment"]
+__all__ = ["OUT", "machine", "run_experiment"]
 
 OUT = Path("runs/reproduce")
 """Where results and models go by default."""
@@ -110,7 +111,7 @@ def _measured(experiment: Experiment, row: Row, context: Context, folder: Path) 
         {
             "seed": context.seed,
             "when": when.isoformat(timespec="seconds"),
-            "code": code_digest(),
+            "code": source_digest(Path(vestige.__file__).parent)[:12],
             "versions": versions(),
             "machine": machine(),
             "load": round(load, 2),
@@ -165,22 +166,11 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, str | int]:
     """The processor's model and cores; no names."""
     model = platform.processor() or platform.machine()
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     return {"processor": model, "cores": os.cpu_count() or 1, "system": platform.system()}
 
 
 def _load() -> float:
     return os.getloadavg()[0]
-
-
-def code_digest() -> str:
-    """sha256 of the package's source, its first 12 digits: what a result was made with."""
-    root, digest = Path(vestige.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]

@@ -10,10 +10,8 @@ what a model answers depends neither on who is asked beside it nor on how many.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -23,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vestige.fingerprint import source_digest
 from vestige.models import (
     BlackBox,
     TorchModel,
@@ -33,6 +32,7 @@ from vestige.models import (
     rounding_of,
 )
 from vestige.reading import STEP
+from vestige.training import kernels
 from vestige.training.fit import one_thread
 from vestige.training.kernels import (
     ACTIVATIONS,
@@ -95,15 +95,7 @@ class Stacks:
             yield k, slice(0, len(x)), handles[k].log_probabilities(x)
 
     def key(self) -> str:
-        return _sources()
-
-
-@cache
-def _sources() -> str:
-    digest = hashlib.sha256()
-    for name in ("asking.py", "kernels.py"):
-        digest.update(Path(__file__).with_name(name).read_bytes())
-    return digest.hexdigest()
+        return source_digest(Path(__file__), Path(kernels.__file__))
 
 
 def _alike(handles: Sequence[BlackBox]) -> list[dict[int, TorchModel]]:

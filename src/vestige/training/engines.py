@@ -8,7 +8,6 @@ whose worker was killed is done again.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import time
 import uuid
@@ -25,6 +24,7 @@ import torch
 
 import vestige
 from vestige.errors import PlanError, VestigeError
+from vestige.fingerprint import source_digest
 from vestige.training import travel
 from vestige.training.cluster import join, last_line, leave
 from vestige.training.processes import ONE_CORE, TRIES, end_idle, in_processes, killed
@@ -222,11 +222,9 @@ def _do(name: str, code: str, parts: Sequence[Any], task: bytes) -> bytes:
 @functools.cache
 def _code() -> str:
     """What has to be the same everywhere, for results to be."""
-    root, digest = Path(vestige.__file__).parent, hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    digest = source_digest(Path(vestige.__file__).parent)
     versions = f"torch {torch.__version__}, numpy {np.__version__}, sklearn {sklearn.__version__}"
-    return f"vestige {vestige.__version__} ({digest.hexdigest()[:12]}), {versions}"
+    return f"vestige {vestige.__version__} ({digest[:12]}), {versions}"
 
 
 def _fetched(ray: Any, ref: Any, place: int) -> bytes:

@@ -7,7 +7,6 @@ what an undisturbed one computes, to the last bit, and so does a run on more wor
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 import weakref
@@ -24,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from vestige.errors import DamagedFile, InvalidInput, VestigeError
-from vestige.fingerprint import fingerprint
+from vestige.fingerprint import fingerprint, source_digest
 from vestige.models import BlackBox, answers_alike
 from vestige.pool import MemoryCache, Pool, SignalCache
 from vestige.progress import Progress, quiet
@@ -226,14 +225,12 @@ def code_version() -> str:
     """The versions, and the source of what trains: a change to either makes old models stale."""
     import sklearn
 
-    digest = hashlib.sha256()
     names = "cuda fit kernels many networks recipe stacked"
-    for name in (f"{stem}.py" for stem in names.split()):
-        digest.update(Path(__file__).with_name(name).read_bytes())
+    digest = source_digest(*(Path(__file__).with_name(f"{name}.py") for name in names.split()))
     versions = [torch.__version__, sklearn.__version__, np.__version__, platform.machine()]
     settings = [torch.get_default_dtype(), torch.get_float32_matmul_precision()]
     settings += [torch.backends.cudnn.allow_tf32]
-    return f"{digest.hexdigest()} {' '.join(versions)} {settings}"
+    return f"{digest} {' '.join(versions)} {settings}"
 
 
 def train_many(

@@ -15,14 +15,12 @@ import os
 import pickle
 import shutil
 import sys
-import sysconfig
 import tempfile
 import traceback
 import types
 from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from mmap import ACCESS_READ, mmap
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from vestige.errors import StoreError, VestigeError
-from vestige.fingerprint import fingerprint
+from vestige.fingerprint import fingerprint, is_library
 from vestige.training.fit import one_thread
 
 __all__ = [
@@ -157,11 +155,9 @@ def by_name(value: Any) -> set[tuple[str, str]]:
 
 def _is_own(module: str) -> bool:
     """Whether a module is the caller's, and imported from a file."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None or module.partition(".")[0] in ("__main__", "vestige"):
+    if module.partition(".")[0] in ("__main__", "vestige") or is_library(module):
         return False
-    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
-    return not installed and not Path(file).is_relative_to(sysconfig.get_path("stdlib"))
+    return getattr(sys.modules.get(module), "__file__", None) is not None
 
 
 def digests(names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
