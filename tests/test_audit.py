@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from sklearn.ensemble import RandomForestClassifier
+from torch import nn
 
 import vestige as vs
 from vestige.audit import run
@@ -35,6 +37,18 @@ def world(n=120, seed=0):
     y = rng.integers(0, 3, 3 * n)
     sides = [(x[i * n : (i + 1) * n], y[i * n : (i + 1) * n]) for i in range(3)]
     return vs.Split.from_arrays(*sides)
+
+
+class Branching(nn.Module):
+    """No chain of layers, for any number of inputs and classes."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.first, self.last = nn.Linear(n_in, 8), nn.Linear(8, n_out)
+
+    def forward(self, x):
+        hidden = torch.relu(self.first(x))
+        return self.last(hidden + hidden.tanh())
 
 
 RECIPE = vs.TorchRecipe(MLP(16, 3, (32,)), epochs=40, batch_size=32, optimizer="adam", lr=0.01)
@@ -287,6 +301,35 @@ def test_answers_that_repeat_themselves_as_references_do_are_no_filter():
     sure = replace(RECIPE, epochs=400)
     made = vs.audit(None, split, recipe=sure, references=4, attacks=["lira_online"])
     assert "answers_filtered" not in {w.code for w in made.warnings}
+
+
+def test_scores_that_point_the_wrong_way_are_a_warning(plan):
+    class Backwards(vs.attacks.Loss):
+        def run(self, target, candidates, pool):
+            made = super().run(target, candidates, pool)
+            return replace(made, values=-made.values)
+
+    made = run(replace(plan, attacks={"loss": vs.attacks.Loss(), "mine": Backwards()}))
+    (said,) = (w.message for w in made.warnings if w.code == "below_chance")
+    assert "non-members in mine, by" in said
+
+
+def test_how_to_repeat_it_names_the_filter(plan):
+    made = run(replace(plan, answers="label", attacks=["loss"]))
+    assert made.reproduce.python.endswith("attacks=['loss'], answers='label')")
+
+
+@pytest.mark.parametrize("n_in, n_out", [(15, 3), (16, 2)])
+def test_a_network_that_does_not_fit_the_records_is_said(plan, n_in, n_out):
+    recipes = [
+        replace(RECIPE, build=MLP(n_in, n_out, (32,))),
+        replace(RECIPE, build=MLP(n_in, n_out, (32,)), precision="bfloat16"),
+        replace(RECIPE, build=lambda: Branching(n_in, n_out)),
+    ]
+    for recipe in recipes:
+        with pytest.raises(InvalidInput) as error:
+            run(replace(plan, recipe=recipe))
+        assert str(error.value).count(";") == 1 and "\n" not in str(error.value)
 
 
 def test_a_target_that_is_trained_here_is_put_behind_the_filter(plan):

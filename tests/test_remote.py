@@ -347,6 +347,13 @@ def test_an_audit_over_a_faulty_service_gives_the_numbers_of_the_direct_one(
     ):
         served = vs.audit(model, world.split, known=world.known, seed=3)
         assert model.spent == service.asked <= 5000
+        charged = served.provenance.service
+        assert charged is not None and model.answered is not None
+        assert charged.address == server.url and charged.n_charged == service.asked
+        first, last = (moment.isoformat(timespec="seconds") for moment in model.answered)
+        assert (charged.first_answer, charged.last_answer) == (first, last)
+        assert f"{service.asked:,} records charged" in vs.report.render(served)
+    assert direct.provenance.service is None
     assert {f.attack for f in served.findings} == {f.attack for f in direct.findings}
     for a, b in zip(direct.findings, served.findings, strict=True):
         for name, estimate in a.metrics.items():
@@ -375,6 +382,23 @@ def test_a_budget_that_an_audit_would_pass_is_said_before_the_first_query() -> N
         with remote(f"{service.url}/predict", budget=n_all) as model:
             vs.audit(model, world.split, known=world.known)
             assert model.n_paid == n_all
+
+
+def test_answers_of_many_days_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = overfit_world(n_members=30, n_nonmembers=30, n_population=50, n_models=4)
+    with Running(app_of(world.target)) as service:
+        cache, days = tmp_path / "answers.sqlite", {1: False, 2: True}
+        for age, warned in days.items():
+            with remote(f"{service.url}/predict", cache=cache) as model:
+                now = time.time() + age * 86_400 - 3_600
+                monkeypatch.setattr("vestige.remote.cache.time.time", lambda now=now: now)
+                model.log_probabilities(world.split.candidates.x[:1] + age)
+                monkeypatch.undo()
+                made = vs.audit(model, world.split, known=world.known, attacks=["loss"])
+                codes = {warning.code for warning in made.warnings}
+                assert ("answers_of_many_days" in codes) == warned, age
 
 
 def fresh_target(world: Any) -> Table:
@@ -650,6 +674,72 @@ def test_a_service_that_has_changed_its_classes(tmp_path: Path) -> None:
             model.log_probabilities(records(1))
             with pytest.raises(RemoteError, match="rows of 3 numbers, after rows of 2.*new cache"):
                 model.log_probabilities(records(1, seed=2))
+
+
+def changing(shown: list[list[float]]) -> Callable[[Received, Send], None]:
+    """Answers each record with what is first in the list when it is asked."""
+
+    def behave(request: Received, send: Send) -> None:
+        send(reply({"probabilities": [shown[0]] * len(json.loads(request.body)["ids"])}))
+
+    return behave
+
+
+def test_kept_answers_are_asked_for_again_before_new_ones_are_mixed_with_them(
+    tmp_path: Path,
+) -> None:
+    shown = [[0.6, 0.4]]
+    settings = {"cache": tmp_path / "answers.sqlite", "recheck": 3, "batch_size": 2}
+    with Hostile(changing(shown)) as server:
+        with remote(server.url, **settings) as model:
+            model.log_probabilities(records(6))
+            assert model.n_paid == 6  # nothing was kept before
+        with remote(server.url, **settings, budget=12) as model:
+            model.log_probabilities(records(6))
+            assert model.n_paid == 0  # nothing is new
+            model.log_probabilities(records(2, seed=2))
+            model.log_probabilities(records(2, seed=3)[:1])
+            assert model.n_paid == 3 + 2 + 1
+        shown[0] = [0.6002, 0.3998]
+        with remote(server.url, **settings) as model:
+            with pytest.raises(
+                RemoteError, match=r"that were kept from 20\d\d-.*replaced, or answ"
+            ):
+                model.log_probabilities(np.concatenate([records(6), records(4, seed=4)]))
+            assert model.n_paid == 2
+        with remote(server.url, cache=settings["cache"], budget=0) as model:
+            kept = model.log_probabilities(records(6))
+        np.testing.assert_allclose(np.exp(kept), [[0.6, 0.4]] * 6)
+
+
+def test_what_is_asked_again_is_within_the_budget(tmp_path: Path) -> None:
+    cache = tmp_path / "answers.sqlite"
+    with Hostile(changing([[0.6, 0.4]])) as server:
+        with remote(server.url, cache=cache) as model:
+            model.log_probabilities(records(4))
+        for budget, paid in ((6, 0), (7, 3)):
+            with remote(server.url, cache=cache, budget=budget, recheck=2) as model:
+                try:
+                    model.log_probabilities(records(5))
+                except BudgetSpent as error:
+                    assert budget == 6 and "3 more are wanted" in str(error)
+                assert model.n_paid == paid
+
+
+def test_when_a_service_answered_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = iter([0.0, 86_400.0, 43_200.0])
+    with Hostile(changing([[0.6, 0.4]])) as server:
+        for seed in range(3):
+            with remote(server.url, cache=tmp_path / "answers.sqlite") as model:
+                if not seed:
+                    assert model.answered is None
+                now = next(days)
+                monkeypatch.setattr("vestige.remote.cache.time.time", lambda now=now: now)
+                model.log_probabilities(records(1, seed=seed))
+                assert model.answered is not None
+                first, last = (f"{moment:%Y-%m-%d %H}" for moment in model.answered)
+                assert first == "1970-01-01 00"
+                assert last == ("1970-01-01 00" if seed == 0 else "1970-01-02 00")
 
 
 def test_a_stop_in_the_middle_keeps_every_batch_before(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_behind_a_filter_the_numbers_are_those_of_the_direct_handle(spec: str) -
     rng = np.random.default_rng(0)
     # from flat to certain, and some that run out of digits
     logits = rng.normal(size=(400, 8)) * np.repeat([1, 3, 10, 30], 100)[:, None]
-    x, model = np.arange(400)[:, None], behind(Predictions(logits=logits), spec)
+    x, model = np.arange(400)[:, None], behind(Predictions(logits=logits), spec, seed=7)
     direct = model.log_probabilities(x)
     with Running(app_of(model)) as running:
         with RemoteModel(f"{running.url}/predict", tolerance=9.0) as served:
@@ -381,6 +381,13 @@ def test_other_machines_need_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_that_make_no_sense(settings: Any) -> None:
     with pytest.raises(InvalidInput, match="expected"):
         app_of(fitted(), **settings)
+
+
+def test_noise_that_everybody_can_take_off_is_not_served() -> None:
+    for spec in ("noise0.1", "noise0.1+round2"):
+        with pytest.raises(InvalidInput, match="secret seed for the Noisy"):
+            app_of(behind(EstimatorModel(fitted()), spec))
+        app_of(behind(EstimatorModel(fitted()), spec, seed=3))
 
 
 def test_a_port_that_is_taken() -> None:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from vestige.report import (
     Report,
     ReportWarning,
     Reproduce,
+    Service,
     Target,
     Training,
     verdict,
@@ -60,6 +61,9 @@ __all__ = ["Plan", "audit", "run", "target_of"]
 
 UNLIKE = 0.1
 """Reference models whose mean probability of the right class differs by more are unlike it."""
+
+AGES = timedelta(days=1)
+"""Answers further apart may be of another model."""
 
 FEWEST = 10
 """Records a side below which nothing can be said."""
@@ -224,7 +228,11 @@ def run(
         plan, attacks, target, candidates, pool, seeds[3], progress
     )
     described = _described(plan, target, candidates, answers)
-    warnings = [*skipped, *failed, *_warnings(plan, findings, alike, pool, candidates, answers)]
+    warnings = [
+        *skipped,
+        *failed,
+        *_warnings(plan, target, findings, alike, pool, candidates, answers),
+    ]
     # where the sides differ without the model, a high score says nothing about membership
     shown = None if alike.passed is False else _exposing(scores)
     exposed = (
@@ -252,6 +260,7 @@ def run(
         provenance=_provenance(
             plan,
             pool,
+            _service(target),
             {
                 "target": target_seconds,
                 "training": training_seconds,
@@ -672,6 +681,7 @@ def _whole(scores: Scores, split: Split) -> Scores:
 
 def _warnings(
     plan: Plan,
+    target: BlackBox,
     findings: Sequence[Finding],
     alike: Exchangeability,
     pool: Pool[BlackBox],
@@ -724,9 +734,30 @@ def _warnings(
     less = "" if plan.answers else _shows_less(answers, pool, candidates)
     if less:
         found.append(ReportWarning("answers_filtered", less))
+    if isinstance(target, RemoteModel) and target.answered is not None:
+        first, last = target.answered
+        if last - first > AGES:
+            found.append(
+                ReportWarning(
+                    "answers_of_many_days",
+                    f"The target answered from {first:%Y-%m-%d} to {last:%Y-%m-%d}. If the model "
+                    "was replaced meanwhile, these are numbers of two models: see to it with "
+                    "recheck=, or begin with a new cache.",
+                )
+            )
     unlike = _unlike(plan, pool, candidates, _sure(plan.split, candidates, answers))
     if unlike:
         found.append(ReportWarning("reference_unlike", unlike))
+    backwards = [f.attack for f in findings if _is_backwards(f)]
+    if backwards:
+        found.append(
+            ReportWarning(
+                "below_chance",
+                f"Members score lower than non-members in {', '.join(backwards)}, by more than "
+                "chance explains. That is no evidence that nothing leaks: what the attack takes "
+                "for granted does not hold here, for example that references are like the target.",
+            )
+        )
     if any(f.metrics["epsilon_lower_bound"].value for f in findings):
         found.append(
             ReportWarning(
@@ -736,6 +767,14 @@ def _warnings(
             )
         )
     return found
+
+
+def _is_backwards(finding: Finding) -> bool:
+    """Whether an AUC is plainly below chance, also for the lowest of a dozen."""
+    auc = finding.metrics["auc"]
+    if auc.value is None or auc.high is None:
+        return False
+    return auc.value + 1.5 * (auc.high - auc.value) < 0.5
 
 
 def _shows_less(answers: NDArray[np.float64], pool: Pool[BlackBox], candidates: Records) -> str:
@@ -820,6 +859,8 @@ def _described(
 
 
 def _description_of(target: BlackBox) -> str:
+    if isinstance(target, RemoteModel):
+        return f"a model behind {target.place}"
     net = getattr(target, "net", None)
     if net is not None:
         count = sum(p.numel() for p in net.parameters())
@@ -850,10 +891,22 @@ def _reproduce(plan: Plan) -> Reproduce:
         said.insert(0, "known=known")
     if plan.attacks != "standard":
         said.append(f"attacks={plan.attacks!r}")
+    if plan.answers:
+        said.append(f"answers={plan.answers!r}")
     return Reproduce(plan.command, f"vestige.audit(target, split, {', '.join(said)})")
 
 
-def _provenance(plan: Plan, pool: Pool[BlackBox], seconds: Mapping[str, float]) -> Provenance:
+def _service(target: BlackBox) -> Service | None:
+    """What a target behind HTTP has charged, and when it answered."""
+    if not isinstance(target, RemoteModel) or target.answered is None:
+        return None
+    first, last = (moment.isoformat(timespec="seconds") for moment in target.answered)
+    return Service(target.place, target.spent, first, last)
+
+
+def _provenance(
+    plan: Plan, pool: Pool[BlackBox], service: Service | None, seconds: Mapping[str, float]
+) -> Provenance:
     made = pool.provenance
     training = (
         Training(str(made["path"]), str(made["why"]), int(made["n_models"])) if made else None
@@ -874,6 +927,7 @@ def _provenance(plan: Plan, pool: Pool[BlackBox], seconds: Mapping[str, float]) 
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         digests=digests,
         training=training,
+        service=service,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
 

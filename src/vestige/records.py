@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -189,8 +189,12 @@ class Records:
         if isinstance(index, (int, np.integer)):
             index = [int(index)]
         rows = np.arange(len(self))[index]
+        return replace(self.drawn(rows), ids=self.ids[rows])
+
+    def drawn(self, rows: NDArray[np.int64]) -> Records:
+        """The records of these rows, some of them more than once, numbered anew."""
         x = _rows(self.x).take(rows) if _lazy(self.x) else self.x[rows]
-        return Records(self.ids[rows], x, self.y[rows], self.columns, self.classes)
+        return Records(np.arange(len(rows)), x, self.y[rows], self.columns, self.classes)
 
     @property
     def n_classes(self) -> int:

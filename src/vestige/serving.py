@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from vestige.defenses import Filter
 from vestige.errors import InvalidInput, MissingExtra, RemoteError
 from vestige.models import FLOOR, BlackBox, as_black_box
 from vestige.remote.wire import VARIABLE, brackets, is_loopback
@@ -163,7 +164,8 @@ def app_of(
 
     Raises:
         MissingExtra: FastAPI is not installed.
-        InvalidInput: an argument is not as expected, or there is no token in the environment.
+        InvalidInput: an argument is not as expected, there is no token in the environment, or the
+            noise of a filter has the seed 0.
     """
     try:
         from fastapi import FastAPI, Request, Response
@@ -177,6 +179,7 @@ def app_of(
     for name, value in (("max_records", max_records), ("max_bytes", max_bytes), ("budget", budget)):
         if value is not None and (type(value) is not int or value < 1):
             raise InvalidInput(f"expected {name} as a whole number from 1, got {value!r}")
+    _check_seeds(model)
     counter = _Counter(
         as_black_box(model), outputs, _tokens(token_env), max_records, max_bytes, budget
     )
@@ -377,6 +380,17 @@ def _impatient(patience: float) -> type[asyncio.Protocol]:
                 self.transport.abort()
 
     return Impatient
+
+
+def _check_seeds(model: Any) -> None:
+    """Noise whose seed is known is no noise: it is taken off again."""
+    while isinstance(model, Filter):
+        if getattr(model, "seed", None) == 0:
+            raise InvalidInput(
+                f"expected a secret seed for the {type(model).__name__} of a service, got 0, which "
+                "everybody knows; say seed=secrets.randbits(62), and keep it"
+            )
+        model = model.model
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Signal",
+    "centered_logits",
     "correctness",
     "cross_entropy_loss",
     "log_probabilities",
@@ -52,6 +53,19 @@ def _log_of_rest(log_probabilities: Floats, y: NDArray[np.int64]) -> Floats:
 def log_probabilities(log_probabilities: Floats, y: NDArray[np.int64]) -> Floats:
     """The answers themselves, (n, classes): what the other signals are made of."""
     return log_probabilities
+
+
+def centered_logits(log_probabilities: Floats, y: NDArray[np.int64]) -> Floats:
+    """Logits (n, classes) less their mean over the classes, whatever the label.
+
+    Probabilities say no more of logits than that, and training by cross-entropy moves no more: its
+    gradient sums to zero over the classes, so that what is left out is what it was at the start.
+
+    >>> import numpy as np
+    >>> centered_logits(np.log([[0.8, 0.2]]), np.array([0])).round(4).tolist()
+    [[0.6931, -0.6931]]
+    """
+    return np.asarray(log_probabilities - log_probabilities.mean(axis=1, keepdims=True))
 
 
 def cross_entropy_loss(log_probabilities: Floats, y: NDArray[np.int64]) -> Floats:

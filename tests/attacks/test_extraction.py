@@ -234,10 +234,45 @@ def test_the_objective_is_cross_entropy_with_the_record_s_own_vector():
     vectors = np.random.default_rng(0).dirichlet(np.ones(3), 6)
     x, rows = torch.randn(4, 5), torch.tensor([5, 0, 3, 3])
     net = nn.Linear(5, 3)
-    loss = _SoftLabels(NET, vectors)(net, Batch(x, rows, 0))
+    loss = _SoftLabels(NET, vectors, False)(net, Batch(x, rows, 0))
     wanted = torch.from_numpy(vectors[rows.numpy()]).float()
     expected = -(wanted * torch.log_softmax(net(x), dim=1)).sum(dim=1).mean()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
+
+
+def test_of_the_top_alone_it_is_cross_entropy_with_any_other_class_as_one():
+    vectors = _top1(np.random.default_rng(0).dirichlet(np.ones(3), 6))
+    x, rows = torch.randn(4, 5), torch.tensor([5, 0, 3, 3])
+    net = nn.Linear(5, 3)
+    loss = _SoftLabels(NET, vectors, True)(net, Batch(x, rows, 0))
+    wanted = torch.from_numpy(vectors[rows.numpy()])
+    (p, top), q = wanted.max(dim=1), torch.softmax(net(x), dim=1).double()
+    shown = q[torch.arange(4), top]
+    expected = -(p * shown.log() + (1 - p) * (1 - shown).log()).mean()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
+
+
+def test_top_probabilities_teach_more_than_labels():
+    oracle = Oracle(classes=6)
+    recipe = TorchRecipe(MLP(5, 6, ()), epochs=60, batch_size=32, optimizer="adam", lr=0.05)
+    test = Records.from_arrays(draw(400, 2), np.zeros(400, dtype=int), classes=list("abcdef"))
+    made = {
+        answers: Extraction(recipe=recipe, answers=answers).run(oracle, draw(300, 1), test)
+        for answers in ("labels", "top1")
+    }
+    apart = {
+        answers: np.abs(
+            np.exp(report.surrogate.log_probabilities(test.x)) - oracle.probabilities(test.x)
+        ).sum(axis=1).mean()
+        for answers, report in made.items()
+    }  # fmt: skip
+    assert apart["top1"] < 0.5 * apart["labels"]
+
+
+def test_a_report_reads_as_sentences():
+    text = str(Extraction(recipe=LINEAR, answers="labels").run(Oracle(), draw(80, 1)))
+    assert text.startswith("A surrogate from labels of 80 queries, tested on 0 other records")
+    assert "agreement on the queries: " in text and "no test records" in text
 
 
 def test_a_net_with_one_logit_learns_probabilities_too():

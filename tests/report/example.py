@@ -168,6 +168,7 @@ def provenance() -> Provenance:
         date="2026-01-02T03:04:05+00:00",
         digests={"records": "0123abcd", "split": "89ef4567"},
         training=Training("stacked", "the probe agreed with training alone", 64),
+        service=None,
         seconds={"training": 21.5, "attacks": 3.25, "total": 25.0},
     )
 

@@ -36,7 +36,7 @@ def test_the_schema_has_the_keys_of_the_dataclasses():
         "Histogram": "histogram", "ImagePreview": "image", "RowPreview": "row",
         "ExposedRecord": "exposed_record", "ExposedRecords": "exposed_records",
         "ReportWarning": "warning", "Reproduce": "reproduce", "Training": "training",
-        "Provenance": "provenance",
+        "Service": "service", "Provenance": "provenance",
     }  # fmt: skip
     for name, key in kinds.items():
         fields = [f.name for f in dataclasses.fields(getattr(report_module, name))]

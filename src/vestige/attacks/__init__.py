@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from vestige.attacks.attack import About, Attack
 from vestige.attacks.extraction import Extraction
+from vestige.attacks.gmia import GMIA
 from vestige.attacks.label_only import AugmentationVotes, BoundaryDistance
 from vestige.attacks.lira import LiRA
 from vestige.attacks.population import Population
@@ -29,6 +30,7 @@ __all__ = [
     "Correctness",
     "Entropy",
     "Extraction",
+    "GMIA",
     "LiRA",
     "Loss",
     "ModifiedEntropy",
@@ -59,10 +61,12 @@ STANDARD: Mapping[str, Attack[BlackBox]] = MappingProxyType(
 BY_NAME: Mapping[str, Attack[BlackBox]] = MappingProxyType(
     {
         **STANDARD,
+        "gmia": GMIA(),
         "shadow": Shadow(),
         "boundary_distance": BoundaryDistance(),
         "augmentation_votes": AugmentationVotes(),
     }
 )
 """What an audit runs when asked by name: of those that are not standard, shadow models do worse
-than others that need the same models, and attacks on labels ask the target many times a record."""
+than others that need the same models, GMIA tests the records that stand out alone, and attacks on
+labels ask the target many times a record."""

@@ -8,6 +8,7 @@ neural networks. USENIX Security 2020. https://arxiv.org/abs/1909.01838
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -62,6 +63,18 @@ class ExtractionReport:
     total_variation: Estimate
     agreement: Estimate
 
+    def __str__(self) -> str:
+        rates = {
+            "accuracy": self.accuracy,
+            "the target's accuracy": self.target_accuracy,
+            "fidelity": self.fidelity,
+            "total variation": self.total_variation,
+            "agreement on the queries": self.agreement,
+        }
+        lines = [f"{name}: {value}" for name, value in rates.items()]
+        asked = f"A surrogate from {self.answers} of {self.n_queries:,} queries"
+        return "\n".join([f"{asked}, tested on {self.n_test:,} other records", *lines])
+
 
 class _Asked(NamedTuple):
     """Queries in the order in which they are spent, with the target's answers."""
@@ -84,13 +97,15 @@ class Extraction:
 
     Answers are taken as shown and scaled to sum 1, so that a target behind a filter can be asked.
     "labels" trains on the most probable class. "top1" knows that class and its probability p, at
-    least 1 / classes, and spreads 1 - p evenly over the others: an assumption, since the target
-    does not say. "probabilities" trains on the whole vector.
+    least 1 / classes, and nothing of how 1 - p is spread over the others. "probabilities" trains on
+    the whole vector.
 
     A torch recipe minimizes the cross-entropy between vector and answer, which is their
-    Kullback-Leibler divergence up to a constant; its own `loss` is used with labels only. Any other
-    recipe is fitted on `copies` of each query, shared out over the classes as the vector says (the
-    largest remainders get the copies left over), since not every classifier takes weights.
+    Kullback-Leibler divergence up to a constant (for "top1", that of the two probabilities "this
+    class" and "another"); its own `loss` is used with labels only. Any other recipe is fitted on
+    `copies` of each query, shared out over the classes as the vector says (the largest remainders
+    get the copies left over), since not every classifier takes weights; for "top1", 1 - p is then
+    spread evenly: an assumption, since the target does not say.
 
     Args:
         recipe: how the surrogate is trained; it need not be the target's.
@@ -188,7 +203,7 @@ class Extraction:
         if isinstance(self.recipe, TorchRecipe):
             # labels are row numbers, by which the objective finds the vector of a record
             rows = _records(asked.x, np.arange(len(soft)), len(soft))
-            objective = _SoftLabels(self.recipe, soft)
+            objective = _SoftLabels(self.recipe, soft, self.answers == "top1")
             return fit(self.recipe, rows, seed=self.seed, objective=objective)
         counts = _shared_out(soft, self.copies)
         row, label = np.nonzero(counts)
@@ -240,10 +255,14 @@ def budget_curve(
 
 @dataclass(frozen=True, eq=False)
 class _SoftLabels:
-    """Cross-entropy with the vector of each record; a batch's labels are its rows in `vectors`."""
+    """Cross-entropy with the vector of each record; a batch's labels are its rows in `vectors`.
+
+    With `top_alone`, that of two outcomes: the vector's largest class, and any other.
+    """
 
     recipe: TorchRecipe
     vectors: Floats
+    top_alone: bool
 
     def __call__(self, net: Any, batch: Batch) -> Any:
         logits = self.recipe.logits(net(batch.x))
@@ -255,6 +274,12 @@ class _SoftLabels:
                 f"expected a recipe for the target's {wanted.shape[1]} classes, got one for "
                 f"{logits.shape[-1]}; change the last layer"
             )
+        elif self.top_alone:
+            # of the other classes no more is known than what they have together
+            largest, top = wanted.max(dim=-1, keepdim=True)
+            others = logits.scatter(-1, top, -math.inf).logsumexp(dim=-1, keepdim=True)
+            both = largest * logits.gather(-1, top) + (1 - largest) * others
+            return (logits.logsumexp(dim=-1, keepdim=True) - both).mean()
         return cross_entropy(logits, wanted)
 
 

@@ -29,6 +29,8 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS spent (service BLOB PRIMARY KEY, records INTEGER NOT NULL) "
     "WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS answered (service BLOB PRIMARY KEY, first REAL NOT NULL, "
+    "last REAL NOT NULL) WITHOUT ROWID",
 )
 _AT_ONCE = 500  # keys of one SELECT; SQLite has taken at least 999 for long
 _WAIT = 30.0  # seconds for another process to let go
@@ -62,11 +64,24 @@ class Answers:
                 found |= {bytes(key): self._unpacked(bytes(key), row) for key, row in rows}
         return found
 
-    def keep(self, rows: Mapping[bytes, Floats]) -> None:
+    def keep(self, service: bytes, rows: Mapping[bytes, Floats]) -> None:
         """Write rows, all of them or none, over older ones; on return they are on disk."""
         packed = [(key, _packed(key, row)) for key, row in rows.items()]
+        now = time.time()
         with self._writing() as connection:
             connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", packed)
+            connection.execute(
+                "INSERT INTO answered VALUES (?, ?, ?) "
+                "ON CONFLICT (service) DO UPDATE SET last = max(last, excluded.last)",
+                (service, now, now),
+            )
+
+    def answered(self, service: bytes) -> tuple[float, float] | None:
+        """When a service gave its first and its last answer, in seconds since 1970."""
+        with self._explained():
+            query = "SELECT first, last FROM answered WHERE service = ?"
+            row = self._opened().execute(query, (service,)).fetchone()
+        return (float(row[0]), float(row[1])) if row else None
 
     def spent(self, service: bytes) -> int:
         """Records that were asked of a service, whoever asked."""

@@ -15,6 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,6 +48,7 @@ Floats = NDArray[np.float64]
 
 BEARER = "Authorization: Bearer {token}"
 _SLOT = "{token}"
+_SAME = 1e-4  # between two answers of one model, in probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,8 @@ class RemoteModel:
             0.5 * classes * 10**-d, for the top k 0.99.
         max_bytes: of one answer.
         ca_file: PEM file of authorities to trust, for a service with a certificate of its own.
+        recheck: kept answers that a handle asks for again, once, before a new question; they are
+            charged. By them it is found that the model behind the address was replaced.
 
     Raises:
         InvalidInput: an argument is not as expected.
@@ -159,6 +163,7 @@ class RemoteModel:
         tolerance: float = 1e-3,
         max_bytes: int = 16 * 2**20,
         ca_file: Path | str | None = None,
+        recheck: int = 0,
     ) -> None:
         self._settings: dict[str, Any] = {
             name: value for name, value in locals().items() if name not in ("self", "url")
@@ -190,6 +195,8 @@ class RemoteModel:
         self._max_bytes = max_bytes
         self._not_before = 0.0
         self._n_queries = self._n_paid = self._n_cached = 0
+        self._to_recheck = recheck
+        self._sample: tuple[list[bytes], NDArray[Any], Floats] | None = None
         self._width: int | None = None
         # the token has no part in it: a new one finds the old answers
         self._service = hashlib.sha256(url.encode()).digest()
@@ -248,6 +255,21 @@ class RemoteModel:
         return self._n_cached
 
     @property
+    def place(self) -> str:
+        """The address for messages: without the values of its query."""
+        return self._place
+
+    @property
+    def answered(self) -> tuple[datetime, datetime] | None:
+        """When the first and the last of the answers were given, to everyone who shares the cache.
+
+        What was answered in between is answered from the cache, whatever became of the model.
+        """
+        with self._lock:
+            found = self._answers.answered(self._service)
+        return None if found is None else (_moment(found[0]), _moment(found[1]))
+
+    @property
     def spent(self) -> int:
         """Records that count against the budget: of everyone who shares the cache."""
         with self._lock:
@@ -273,7 +295,14 @@ class RemoteModel:
                 first.setdefault(key, k)
             rows, n_unfit = self._known(list(first))
             missing = [key for key in first if key not in rows]
-            self._afford(len(missing), n_unfit)
+            kept = [key for key in first if key in rows][: self._to_recheck]
+            if kept and self._sample is None:
+                table = np.stack([rows[key] for key in kept])
+                self._sample = kept, np.asarray(x[[first[key] for key in kept]]), table
+            again = self._sample if missing else None
+            self._afford(len(missing) + (len(again[0]) if again else 0), n_unfit)
+            if again is not None:
+                self._compare_kept(*again)
             n_asked = 0
             for start in range(0, len(missing), self._batch_size):
                 part = missing[start : start + self._batch_size]
@@ -365,6 +394,16 @@ class RemoteModel:
 
     def _asked(self, x: NDArray[Any], keys: Sequence[bytes]) -> dict[bytes, Floats]:
         """Rows of a batch, once they are in the cache."""
+        found = self._answered(x, keys)
+        rows = dict(zip(keys, found, strict=True))
+        self._answers.keep(self._service, rows)
+        # what is not what outputs= says is said before more is paid for
+        self._logs(found)
+        self._width = found.shape[1]
+        return rows
+
+    def _answered(self, x: NDArray[Any], keys: Sequence[bytes]) -> Floats:
+        """Rows (n, width) of a batch, from the service."""
         ids = [key.hex()[:16] for key in keys]
         body = self._body(x, ids)
         attempt = 0
@@ -376,12 +415,7 @@ class RemoteModel:
             self._spend(len(keys))
             found = self._attempt(body, ids)
             if isinstance(found, np.ndarray):
-                rows = dict(zip(keys, found, strict=True))
-                self._answers.keep(rows)
-                # what is not what outputs= says is said before more is paid for
-                self._logs(found)
-                self._width = found.shape[1]
-                return rows
+                return found
             if found.free:
                 self._answers.give_back(self._service, len(keys))
                 self._n_paid -= len(keys)
@@ -398,6 +432,27 @@ class RemoteModel:
                     f"patience; {self._what_is_kept()}; run the same command again then"
                 )
             time.sleep(self._backoff.seconds(attempt - 1, found.after, random.random()))
+
+    def _compare_kept(self, keys: Sequence[bytes], x: NDArray[Any], before: Floats) -> None:
+        """Ask for some kept answers again, once, before new ones are mixed with them.
+
+        Raises:
+            RemoteError: they are others now.
+        """
+        for start in range(0, len(keys), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            now = self._answered(x[part], keys[part])
+            if not np.allclose(
+                np.exp(self._logs(before[part])), np.exp(self._logs(now)), atol=_SAME
+            ):
+                since = self.answered
+                when = f" from {since[0]:%Y-%m-%d} to {since[1]:%Y-%m-%d}" if since else ""
+                raise RemoteError(
+                    f"expected the answers of {self._place} that were kept{when} again, got "
+                    "others: the model was replaced, or answers at random; begin with a new "
+                    "cache, or say recheck=0 (what was kept is as it was)"
+                )
+        self._sample, self._to_recheck = None, 0
 
     def _body(self, x: NDArray[Any], ids: Sequence[str]) -> bytes:
         try:
@@ -606,6 +661,7 @@ _KEYS: Mapping[str, tuple[type, ...]] = {
     "tolerance": (int, float),
     "max_bytes": (int,),
     "ca_file": (str,),
+    "recheck": (int,),
     "inputs_field": (str,),
     "answers_field": (str,),
     "ids_field": (str,),
@@ -620,6 +676,10 @@ def _canonical(x: NDArray[Any]) -> NDArray[Any]:
     return x.astype(wide, copy=False)
 
 
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
 def _again(url: str, settings: Mapping[str, Any]) -> RemoteModel:
     return RemoteModel(url, **settings)
 
@@ -631,7 +691,7 @@ def _discarded(answers: Answers, wire: Wire) -> None:
 
 def _check_numbers(said: Mapping[str, Any]) -> None:
     least = {"n_classes": 2, "max_classes": 2, "batch_size": 1, "retries": 0, "budget": 0}
-    least |= {"max_bytes": 1}
+    least |= {"max_bytes": 1, "recheck": 0}
     for name, low in least.items():
         value = said[name]
         if value is not None and (type(value) is not int or value < low):

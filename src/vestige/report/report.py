@@ -33,6 +33,7 @@ __all__ = [
     "Reproduce",
     "RocCurve",
     "RowPreview",
+    "Service",
     "Target",
     "ThreatModel",
     "Training",
@@ -226,6 +227,21 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Service:
+    """What stands between the audit and its target, where the target is asked over a network.
+
+    `n_charged` counts every record sent that may have been charged: retries, and runs before this
+    one that kept their answers in the same cache. The dates are those of the first and the last
+    answer in it, ISO 8601.
+    """
+
+    address: str
+    n_charged: int
+    first_answer: str
+    last_answer: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Versions, seed, machine and digests: what has to be equal for equal numbers."""
 
@@ -239,6 +255,7 @@ class Provenance:
     date: str
     digests: Mapping[str, str]
     training: Training | None
+    service: Service | None
     seconds: Mapping[str, float]
 
 

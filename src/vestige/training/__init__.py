@@ -2,7 +2,7 @@
 
 from vestige.training.engines import Engine, Local, Ray
 from vestige.training.fit import Batch, fit, mean_gradients
-from vestige.training.many import half_and_half, shadows, train_many
+from vestige.training.many import bootstraps, half_and_half, shadows, train_many
 from vestige.training.networks import CNN, MLP
 from vestige.training.recipe import (
     EarlyStopping,
@@ -28,6 +28,7 @@ __all__ = [
     "Recipe",
     "Store",
     "TorchRecipe",
+    "bootstraps",
     "cosine",
     "cross_entropy",
     "fit",

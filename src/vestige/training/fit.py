@@ -298,11 +298,26 @@ def fit(
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = Resident(records, net, recipe.device, channels_last)
     rows = np.arange(len(records))
-    with one_thread(), seeded(streams.noise):
+    with one_thread(), seeded(streams.noise), shapes_explained(records):
         train(recipe, net, data, rows, streams, objective or RecipeLoss(recipe), gradients)
     # as it would be read back from a file, to the last bit of its answers
     net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return recipe.handle(checked(net))
+
+
+@contextmanager
+def shapes_explained(records: Records) -> Iterator[None]:
+    """A module that does not fit the records raises `InvalidInput`, and torch's words after it."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        said = str(error).partition("\n")[0]
+        if not any(word in said for word in ("shape", "size", "dimension", "out of bounds")):
+            raise
+        raise InvalidInput(
+            f"expected a module for records of shape {tuple(records.x.shape[1:])}, but training "
+            f"it fails: {said[:200]}; see to its first and its last layer"
+        ) from error
 
 
 def _takes_channels_last(recipe: TorchRecipe, net: nn.Module, records: Records) -> bool:

@@ -42,13 +42,14 @@ from vestige.training.fit import (
     fit,
     mean_gradients,
     one_thread,
+    shapes_explained,
 )
 from vestige.training.planner import Choice, choose, memory_left
 from vestige.training.recipe import Recipe, TorchRecipe
 from vestige.training.stacked import alike, fit_stack
 from vestige.training.store import Store, StoredFile, StoredSignals
 
-__all__ = ["half_and_half", "model_seed", "shadows", "train_many"]
+__all__ = ["bootstraps", "half_and_half", "model_seed", "shadows", "train_many"]
 
 LARGEST_KEPT = 256 * 2**20
 """Bytes of finished models that stay in memory, so that they are not read again at once."""
@@ -56,6 +57,7 @@ LARGEST_KEPT = 256 * 2**20
 LOCAL = Local()
 
 Table = NDArray[np.bool_]
+Counts = NDArray[np.integer[Any]]
 
 
 def model_seed(seed: int, index: int) -> int:
@@ -113,6 +115,36 @@ def shadows(n_models: int, n_records: int, n_train: int, seed: int) -> Table:
     for model in range(n_models):
         member[model, np.random.default_rng([seed, model]).permutation(n_records)[:n_train]] = True
     return member
+
+
+def bootstraps(n_models: int, n_records: int, n_draws: int, seed: int) -> Counts:
+    """Independent draws with replacement: how often each record is in each model's training set.
+
+    Records that a model did not draw are its out-records (Long et al. 2018, sec. 4.2). The first
+    rows of a larger table are those of a smaller one.
+
+    Returns:
+        (n_models, n_records) uint8, n_draws in each row.
+
+    Raises:
+        InvalidInput: no model, no record or no draw, or a record that was drawn 256 times.
+    """
+    if min(n_models, n_records, n_draws) < 1:
+        raise InvalidInput(
+            f"expected at least one model, record and draw, got {n_models} models, {n_records} "
+            f"records and {n_draws} draws"
+        )
+    counts = np.zeros((n_models, n_records), dtype=np.uint8)
+    for model in range(n_models):
+        drawn = np.random.default_rng([seed, model]).integers(0, n_records, n_draws)
+        times = np.bincount(drawn, minlength=n_records)
+        if times.max() > 255:
+            raise InvalidInput(
+                f"expected records that are drawn 255 times at most, got {times.max()}; draw less "
+                f"than {n_draws} from {n_records}"
+            )
+        counts[model] = times
+    return counts
 
 
 class _Models(Sequence[BlackBox]):
@@ -174,7 +206,7 @@ class _Job:
 
     recipe: Recipe
     records: Records
-    member: Table
+    member: Table | Counts
     seed: int
     objective: Objective | None
     gradients: Gradients
@@ -183,11 +215,13 @@ class _Job:
     first: int | None = None
 
     def rows(self, index: int) -> NDArray[np.int64]:
-        return np.flatnonzero(self.member[index])
+        return np.repeat(np.arange(len(self.records)), self.member[index])
 
     def alone(self, index: int) -> BlackBox:
-        own, seed = self.records[self.rows(index)], model_seed(self.seed, index)
-        own = Records(own.ids, own.x, own.y, own.columns, self._classes())
+        rows, seed = self.rows(index), model_seed(self.seed, index)
+        once = self.member.dtype == np.bool_
+        own = self.records[rows] if once else self.records.drawn(rows)
+        own = replace(own, classes=self._classes())
         if isinstance(self.recipe, TorchRecipe):
             model: BlackBox = fit(
                 self.recipe, own, seed=seed, objective=self.objective, gradients=self.gradients
@@ -236,7 +270,7 @@ def code_version() -> str:
 def train_many(
     recipe: Recipe,
     records: Records,
-    member: Table,
+    member: Table | Counts,
     *,
     seed: int,
     engine: Engine = LOCAL,
@@ -255,7 +289,8 @@ def train_many(
 
     Args:
         records: all records, in the order of the table's columns.
-        member: (n_models, n_records) bool; row k is what model k is trained on.
+        member: (n_models, n_records) bool; row k is what model k is trained on. Or whole numbers:
+            how often each record is in that training set, as `bootstraps` draws them.
         seed: model k's own seed is `model_seed(seed, k)`.
         engine: where models are trained: `Local()` or `Ray()`.
         store: where models are kept; a stack is on disk when it is finished, and what is
@@ -324,20 +359,22 @@ def train_many(
     cache: SignalCache = MemoryCache() if store is None else StoredSignals(store, run)
     files = [None] * len(names) if store is None else store.files(run, names)
     models = _Models(recipe, records.n_classes, files, kept)
-    return Pool(models, records, member, cache, provenance, Stacks())
+    return Pool(models, records, member > 0, cache, provenance, Stacks())
 
 
 def _write(data: bytes, part: Path) -> None:
     part.write_bytes(data)
 
 
-def _check(records: Records, member: Table, seed: int) -> None:
+def _check(records: Records, member: Table | Counts, seed: int) -> None:
     """Refuse what would fail only after hours of training."""
-    if member.ndim != 2 or member.shape[1] != len(records) or member.dtype != np.bool_:
+    if member.ndim != 2 or member.shape[1] != len(records) or member.dtype.kind not in "bui":
         raise InvalidInput(
-            f"expected a boolean membership table of shape (n_models, {len(records)}), got "
-            f"{member.dtype} of shape {member.shape}"
+            f"expected a membership table of shape (n_models, {len(records)}), boolean or of "
+            f"counts, got {member.dtype} of shape {member.shape}"
         )
+    if member.dtype.kind == "i" and member.min(initial=0) < 0:
+        raise InvalidInput(f"expected counts from 0, got {member.min()}")
     if not len(member):
         raise InvalidInput("expected a row for at least one model, got none")
     empty = np.flatnonzero(~member.any(axis=1))
@@ -352,15 +389,16 @@ def _planned(job: _Job, path: str) -> _Job:
     sizes = job.member.sum(axis=1)
     common = np.flatnonzero(sizes == np.bincount(sizes).argmax())[:2]
     rows = np.stack([job.rows(int(k)) for k in common])
-    choice = choose(
-        job.recipe,
-        job.records,
-        rows,
-        model_seed(job.seed, 0),
-        objective=job.objective,
-        own_gradients=job.gradients is not mean_gradients,
-        asked=path,
-    )
+    with shapes_explained(job.records):
+        choice = choose(
+            job.recipe,
+            job.records,
+            rows,
+            model_seed(job.seed, 0),
+            objective=job.objective,
+            own_gradients=job.gradients is not mean_gradients,
+            asked=path,
+        )
     return replace(job, choice=choice)
 
 
