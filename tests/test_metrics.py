@@ -759,3 +759,89 @@ def test_an_estimate_is_read_as_a_sentence() -> None:
     )
     assert str(metrics.Estimate(0.5, 0.4, None, "one-sided")) == "0.5 (0.4 to ...; one-sided)"
     assert str(metrics.Estimate(None, None, None, "", reason="too few")) == "too few"
+
+
+# --- several p-values of one hypothesis ---------------------------------------------------------
+
+THREE = np.log([0.01, 0.05, 0.2])
+
+
+def equally_correlated(n: int, r: float):
+    return np.full((n, n), r) + (1 - r) * np.eye(n)
+
+
+@pytest.mark.parametrize(
+    "r, p, scale, freedom",
+    [
+        (0.0, 0.00526255, 1.0, 6.0),
+        (0.5, 0.0245369, 1.90619, 3.14764),
+        (1.0, 0.0464159, 3.0, 2.0),
+        (-0.3, 0.00526255, 1.0, 6.0),
+    ],
+)
+def test_combined_p_values_have_the_known_answers(r, p, scale, freedom):
+    made = metrics.combine(THREE, equally_correlated(3, r))
+    assert np.exp(made.log_p) == pytest.approx(p, abs=1e-6 * p * 10)
+    assert (made.scale, made.freedom) == pytest.approx((scale, freedom), abs=1e-5)
+    assert made.statistic == pytest.approx(18.4207, abs=1e-4)
+
+
+def test_without_a_correlation_it_is_fishers():
+    p = np.random.default_rng(0).random((50, 4))
+    expected = [stats.combine_pvalues(row, "fisher").pvalue for row in p]
+    assert np.exp(metrics.combine(np.log(p)).log_p) == pytest.approx(expected, rel=1e-9)
+
+
+def test_copies_of_one_p_value_say_no_more_than_it():
+    for p in (0.3, 1e-5, 1e-200):
+        made = metrics.combine(np.full(7, np.log(p)), np.ones((7, 7)))
+        assert made.log_p == pytest.approx(np.log(p), rel=1e-9)
+
+
+@pytest.mark.parametrize("log_p, expected", [(-850.0, -1692.561028407604), (-3e5, None)])
+def test_combined_p_values_below_the_smallest_double(log_p, expected):
+    made = metrics.combine([log_p, log_p])
+    # chi2 with 4 degrees of freedom: log P = -x/2 + log(1 + x/2)
+    exact = 2 * log_p + np.log1p(-2 * log_p)
+    assert made.log_p == pytest.approx(exact, rel=1e-12)
+    assert expected is None or made.log_p == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("freedom", [0.7, 2.0, 7.159, 60.0, 501.0])
+def test_the_far_tail_continues_the_near_one(freedom):
+    x = np.linspace(300.0, 1270.0, 40) + freedom
+    near = stats.chi2.logsf(x, freedom)
+    far = metrics._log_chi2_sf(x + 0.0, freedom)
+    assert far == pytest.approx(near, rel=1e-10)
+    beyond = metrics._log_chi2_sf(np.array([1290.0, 1300.0]) + 2 * freedom, freedom)
+    # its slope tends to -1/2 + (f/2 - 1) / x
+    slope = (beyond[1] - beyond[0]) / 10
+    assert slope == pytest.approx(-0.5 + (freedom / 2 - 1) / (1295 + 2 * freedom), abs=2e-2)
+
+
+@pytest.mark.parametrize("r", [-0.4, 0.2, 0.6, 0.95])
+def test_a_pair_of_correlated_tests_keeps_its_level(r):
+    rng = np.random.default_rng(5)
+    z = rng.multivariate_normal([0, 0], equally_correlated(2, r), 40_000)
+    made = metrics.combine(stats.norm.logsf(z), equally_correlated(2, r))
+    share = float((made.log_p <= np.log(0.05)).mean())
+    # the clamp makes a negative correlation conservative
+    assert share == pytest.approx(0.05, abs=0.004) if r > 0 else share < 0.05
+
+
+@pytest.mark.parametrize(
+    "log_p, correlation",
+    [
+        ([], None),
+        ([-np.inf, -1.0], None),
+        ([0.1, -1.0], None),
+        ([np.nan, -1.0], None),
+        ([-1.0, -1.0], np.eye(3)),
+        ([-1.0, -1.0], [[1.0, 0.5], [0.4, 1.0]]),
+        ([-1.0, -1.0], [[1.0, 2.0], [2.0, 1.0]]),
+        ([-1.0, -1.0], [[0.5, 0.1], [0.1, 0.5]]),
+    ],
+)
+def test_what_cannot_be_combined(log_p, correlation):
+    with pytest.raises(InvalidInput, match="expected"):
+        metrics.combine(log_p, correlation)

@@ -36,6 +36,7 @@ from vestige.training import (
     FunctionRecipe,
     Store,
     TorchRecipe,
+    bootstraps,
     cross_entropy,
     fit,
     half_and_half,
@@ -724,10 +725,11 @@ def test_tables_that_do_not_fit_are_refused_before_anything_is_trained() -> None
     empty = member.copy()
     empty[2] = False
     refused(empty, "expected records for every model, got none for model 2")
-    refused(member[:, :39], r"of shape \(n_models, 40\), got bool of shape \(4, 39\)")
+    refused(member[:, :39], r"of shape \(n_models, 40\), .*got bool of shape \(4, 39\)")
     refused(np.hstack([member, member]), r"got bool of shape \(4, 80\)")
     refused(member[0], r"got bool of shape \(40,\)")
-    refused(member.astype(int), "expected a boolean membership table.*got int64")
+    refused(member.astype(float), "expected a membership table.*got float64")
+    refused(member - np.ones(member.shape, dtype=int), "expected counts from 0, got -1")
     refused(member[:0], "expected a row for at least one model")
     refused(member, "expected a seed from 0, got -1", seed=-1)
 
@@ -736,3 +738,57 @@ def test_divergence_of_one_model_is_one_sentence() -> None:
     recipe = replace(QUICK, lr=1e30, epochs=20, loss=lambda z, y: cross_entropy(z, y) ** 2)
     with pytest.raises(InvalidInput, match="expected training to converge"):
         train_many(recipe, some_records(40), table(2, 40), seed=0)
+
+
+# --- training sets drawn with replacement -------------------------------------------------------
+
+
+def test_bootstraps_draw_with_replacement() -> None:
+    counts = bootstraps(400, 50, 30, seed=3)
+    assert counts.shape == (400, 50) and (counts.sum(axis=1) == 30).all()
+    # each draw is uniform: a record is drawn 400 * 30 / 50 times, and missed (1 - 1/50) ** 30
+    assert counts.sum(axis=0).mean() == 240 and abs(counts.sum(axis=0) - 240).max() < 5 * 240**0.5
+    assert (counts == 0).mean() == pytest.approx(0.98**30, abs=0.02)
+    assert np.array_equal(bootstraps(7, 50, 30, seed=3), counts[:7])
+    assert not np.array_equal(bootstraps(7, 50, 30, seed=4), counts[:7])
+    for wrong in ((0, 5, 5), (5, 0, 5), (5, 5, 0), (1, 1, 40_000)):
+        with pytest.raises(InvalidInput, match="expected"):
+            bootstraps(*wrong, seed=0)
+
+
+@pytest.mark.parametrize("path", ["explicit", "torch.func", "one by one"])
+def test_a_record_that_is_drawn_twice_is_trained_on_twice(path: str) -> None:
+    """Counts train what a table of copies would."""
+    records, counts = some_records(30), bootstraps(4, 30, 20, seed=0)
+    assert counts.max() >= 2
+    recipe = replace(QUICK, steps=5, batch_size=7)
+    made = train_many(recipe, records, counts, seed=1, path=path)
+    assert made.member.dtype == np.bool_ and np.array_equal(made.member, counts > 0)
+    for k, row in enumerate(counts):
+        alone = fit(recipe, records.drawn(np.repeat(np.arange(30), row)), seed=model_seed(1, k))
+        assert made.models[k].log_probabilities(records.x) == pytest.approx(
+            alone.log_probabilities(records.x), abs=1e-4
+        )
+    once = train_many(recipe, records, counts > 0, seed=1, path="one by one")
+    apart = [
+        np.abs(a.log_probabilities(records.x) - b.log_probabilities(records.x)).max()
+        for a, b in zip(made.models, once.models, strict=True)
+    ]
+    assert min(apart) > 1e-3
+
+
+def test_counts_for_estimators_and_those_that_make_no_sense() -> None:
+    records = some_records(30)
+    counts = np.ones((2, 30), dtype=np.int64)
+    counts[0, 0] = 9
+    seen: list[int] = []
+
+    def count(x: Any, y: Any, seed: int) -> LogisticRegression:
+        seen.append(len(x))
+        return LogisticRegression().fit(x, y)
+
+    train_many(FunctionRecipe(count), records, counts, seed=0, engine=Local(1))
+    assert sorted(seen) == [30, 38]
+    for wrong in (counts - 2, counts.astype(float)):
+        with pytest.raises(InvalidInput, match="expected"):
+            train_many(QUICK, records, wrong, seed=0)

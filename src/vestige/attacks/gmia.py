@@ -74,6 +74,8 @@ class GMIA:
         features: "logits" of the reference models, stacked, or standardized "inputs" where nothing
             is known of the target's architecture (sec. 5.3).
         center: subtract each feature's mean over the pool's records first.
+        n_train: N, the size of the target's training set; None for that of the reference models',
+            in which a record that was drawn twice counts once.
         tail: of losses below all of the references': "normal", or "conservative" for 1 / (k + 1).
 
     Departs from the paper: losses are taken from log p_y - log(sum of the others), which keeps its
@@ -87,10 +89,11 @@ class GMIA:
     beta: float | None = 0.1
     features: Features = "logits"
     center: bool = False
+    n_train: int | None = None
     tail: Literal["normal", "conservative"] = "normal"
 
     def __post_init__(self) -> None:
-        _check_neighbors(self.delta, self.features)
+        _check_neighbors(self.delta, self.features, self.n_train)
         if self.beta is not None and not self.beta > 0:
             raise InvalidInput(f"expected beta above 0, or None for all records, got {self.beta}")
         if self.tail not in ("normal", "conservative"):
@@ -150,7 +153,12 @@ class GMIA:
         if self.beta is None:
             return np.ones(len(candidates), dtype=bool)
         found = neighborhood(
-            candidates, known, delta=self.delta, features=self.features, center=self.center
+            candidates,
+            known,
+            delta=self.delta,
+            features=self.features,
+            center=self.center,
+            n_train=self.n_train,
         )
         return np.asarray(found.expected < self.beta)
 
@@ -207,6 +215,7 @@ def neighborhood(
     delta: float = 0.2,
     features: Features = "logits",
     center: bool = False,
+    n_train: int | None = None,
 ) -> Neighborhood:
     """How many neighbors each candidate would find in a training set, without asking the target.
 
@@ -223,7 +232,7 @@ def neighborhood(
 
     References: Long et al. 2018, section 4.3.
     """
-    _check_neighbors(delta, features)
+    _check_neighbors(delta, features, n_train)
     rows, others = _features(candidates, known, features, center)
     own = _places(candidates.ids, known.records.ids)
     n, m = len(rows), min(NEAREST, len(others) - 1)
@@ -241,11 +250,13 @@ def neighborhood(
         order = np.argsort(-found, axis=1, kind="stable")
         nearest[part] = np.take_along_axis(top, order, axis=1)
         distance[part] = 1 - np.take_along_axis(found, order, axis=1)
-    size = float(known.member.sum(axis=1).mean()) if len(known.models) else len(others) / 2
+    size = n_train or (known.member.sum(axis=1).mean() if len(known.models) else len(others) / 2)
     return Neighborhood(count * size / len(others), known.records.ids[nearest], distance)
 
 
-def _check_neighbors(delta: float, features: str) -> None:
+def _check_neighbors(delta: float, features: str, n_train: int | None) -> None:
+    if n_train is not None and n_train < 1:
+        raise InvalidInput(f"expected n_train from 1, or None, got {n_train}")
     if not _LEAST_DELTA <= delta <= 2:
         raise InvalidInput(f"expected delta in [{_LEAST_DELTA}, 2], got {delta}")
     if features not in get_args(Features):

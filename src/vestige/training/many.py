@@ -124,24 +124,25 @@ def bootstraps(n_models: int, n_records: int, n_draws: int, seed: int) -> Counts
     rows of a larger table are those of a smaller one.
 
     Returns:
-        (n_models, n_records) uint8, n_draws in each row.
+        (n_models, n_records) int16, n_draws in each row.
 
     Raises:
-        InvalidInput: no model, no record or no draw, or a record that was drawn 256 times.
+        InvalidInput: no model, no record or no draw, or a record that was drawn 2**15 times.
     """
     if min(n_models, n_records, n_draws) < 1:
         raise InvalidInput(
             f"expected at least one model, record and draw, got {n_models} models, {n_records} "
             f"records and {n_draws} draws"
         )
-    counts = np.zeros((n_models, n_records), dtype=np.uint8)
+    counts = np.zeros((n_models, n_records), dtype=np.int16)
+    most = np.iinfo(counts.dtype).max
     for model in range(n_models):
         drawn = np.random.default_rng([seed, model]).integers(0, n_records, n_draws)
         times = np.bincount(drawn, minlength=n_records)
-        if times.max() > 255:
+        if times.max() > most:
             raise InvalidInput(
-                f"expected records that are drawn 255 times at most, got {times.max()}; draw less "
-                f"than {n_draws} from {n_records}"
+                f"expected records that are drawn {most} times at most, got {times.max()}; draw "
+                f"less than {n_draws} from {n_records}"
             )
         counts[model] = times
     return counts
