@@ -314,6 +314,80 @@ def test_scores_that_point_the_wrong_way_are_a_warning(plan):
     assert "non-members in mine, by" in said
 
 
+def test_behind_a_filter_an_attack_on_ranks_names_the_exposed(plan):
+    both = ["lira_online", "rmia_online"]
+    assert run(replace(plan, attacks=both)).exposed_records.attack == "lira_online"
+    made = run(replace(plan, attacks=both, answers="top1"))
+    assert made.exposed_records.attack == "rmia_online"
+    assert all(f.threat_model.access.endswith(", through top1") for f in made.findings)
+
+
+def test_a_bare_model_is_put_behind_the_filter_and_a_handle_with_one_is_not(plan):
+    bare = RECIPE.fit(plan.split.members, 5)
+    few = {"attacks": ["loss", "lira_offline"], "answers": "label"}
+    made = [
+        run(replace(plan, target=target, **few))
+        for target in (bare.net, bare, vs.defenses.behind(bare, "label"))
+    ]
+    values = [[f.metrics["auc"].value for f in m.findings] for m in made]
+    assert values[0] == values[1] == values[2]
+    assert values[0] != [
+        f.metrics["auc"].value
+        for f in run(replace(plan, target=bare, attacks=few["attacks"])).findings
+    ]
+
+
+def test_answers_that_have_not_passed_the_filter_that_is_named_are_refused(plan):
+    class Own:
+        def __init__(self, model):
+            self.model, self.n_queries = model, 0
+
+        def log_probabilities(self, x):
+            self.n_queries += len(x)
+            return self.model.log_probabilities(x)
+
+    own = Own(RECIPE.fit(plan.split.members, 5))
+    for spec in ("round1", "top1", "label", "temperature5+round2"):
+        with pytest.raises(InvalidInput, match=r"expected answers that have passed .* got \d+%"):
+            run(replace(plan, target=own, answers=spec, attacks=["loss"]))
+    assert own.n_queries <= 4 * (2 * 64 + 64)
+    # of these no single answer can tell
+    run(replace(plan, target=own, answers="temperature5", attacks=["loss"]))
+
+
+def test_another_filter_uses_the_models_that_are_there(plan, tmp_path):
+    told = []
+    for answers in ("", "round1", "", "label"):
+        less = replace(plan, answers=answers, attacks=["lira_offline"], references=4)
+        run(less, tmp_path, tell=told.append)
+    said = [text for text in told if "reference models:" in text]
+    assert ["4 trained" in text for text in said] == [True, False, False, False]
+
+
+def test_reference_models_behind_the_filter_are_not_unlike(plan):
+    for spec in ("top1", "noise0.1", "label"):
+        made = run(replace(plan, answers=spec, attacks=["lira_offline"], references=16))
+        assert "reference_unlike" not in {w.code for w in made.warnings}, spec
+
+
+def test_attacks_in_one_text_and_what_is_no_split(plan):
+    made = run(replace(plan, attacks="loss,entropy"))
+    assert [f.attack for f in made.findings] == ["loss", "entropy"]
+    with pytest.raises(InvalidInput, match="expected a Split of members and non-members, got None"):
+        vs.audit(RECIPE.fit(plan.split.members, 5), None)
+    with pytest.raises(InvalidInput, match="expected a model, got text; vestige.remote.Remote"):
+        vs.audit("http://127.0.0.1:9/", plan.split)
+
+
+def test_labels_out_of_range_are_found_by_the_first_answers(plan):
+    asked = vs.defenses.TopK(RECIPE.fit(plan.split.members, 5), 3)
+    members = plan.split.members
+    wrong = replace(members, y=np.where(np.arange(len(members)) == 7, 9, members.y))
+    with pytest.raises(InvalidInput, match="expected labels below 3"):
+        run(replace(plan, target=asked, split=replace(plan.split, members=wrong), recipe=None))
+    assert asked.n_queries <= 64 * 3
+
+
 def test_how_to_repeat_it_names_the_filter(plan):
     made = run(replace(plan, answers="label", attacks=["loss"]))
     assert made.reproduce.python.endswith("attacks=['loss'], answers='label')")

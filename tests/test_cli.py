@@ -477,6 +477,40 @@ def test_an_interrupted_audit_can_be_resumed(tmp_path, kind):
     assert reused > 0
 
 
+def test_answers_on_the_command_line_are_those_of_the_audit(
+    vestige_command: Vestige, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_world(tmp_path)
+    words = ("audit", "plan.toml", "--attacks", "loss,rmia_offline", "--answers", "label")
+    assert vestige_command(*words, "--references", "2", "--out", "run").code == 0
+    report = Report.load(tmp_path / "run")
+    assert all(f.threat_model.access.endswith(", through label") for f in report.findings)
+    assert report.reproduce.command.endswith("--answers label")
+    # two answers are all that there is to see
+    (loss,) = (f for f in report.findings if f.attack == "loss")
+    assert len(loss.roc.fpr) <= 3
+
+
+def test_what_is_served_has_a_secret_of_its_own(vestige_command: Vestige, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    served = []
+    monkeypatch.setattr("vestige.serving.serve", lambda model, **said: served.append(model))
+    write_world(tmp_path)
+    for words in (("--filter", "noise0.1"), ("--filter", "noise0.1"), ("--filter", "none")):
+        assert vestige_command("serve", "plan.toml", "--quiet", *words).code == 0
+    x = plan_of("plan.toml").split.members.x
+    first, second, bare = (model.log_probabilities(x) for model in served)
+    assert min(served[0].seed, served[1].seed) > 2**32 and served[0].seed != served[1].seed
+    noises = [np.exp(noisy) - np.exp(bare) for noisy in (first, second)]
+    assert abs(np.corrcoef(noises[0].ravel(), noises[1].ravel())[0, 1]) < 0.5
+    # what the plan says of the answers is what is served
+    plan = tmp_path / "plan.toml"
+    plan.write_text(plan.read_text().replace("[target]", '[target]\nanswers = "label"'))
+    assert vestige_command("serve", "plan.toml", "--quiet").code == 0
+    assert set(np.exp(served[3].log_probabilities(x)).round(9).ravel()) == {0.0, 1.0}
+
+
 @pytest.mark.slow
 def test_a_served_model_is_audited_as_if_it_were_here(finished: Finished, tmp_path):
     write_world(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import nn
 
 import vestige
+from vestige import fingerprint as fingerprint_module
 from vestige.fingerprint import fingerprint
 from vestige.training import (
     CNN,
@@ -160,6 +162,60 @@ def test_another_module_of_the_users_is_followed() -> None:
         for nets in (source, source.replace("return 3", "return 4"))
     }
     assert len(digests) == 2
+
+
+def test_submodules_are_followed() -> None:
+    def with_weight(weight: float) -> str:
+        package, inner = (
+            ModuleType("pkg"),
+            module_of(f"W = {weight}\ndef w(): return W\n", "pkg.sub"),
+        )
+        vars(package).update(sub=inner)
+        vars(inner)["pkg"] = package  # as `import pkg.sub` within it would
+        return digest_of("def build(): return pkg.sub.w()\n", pkg=package)
+
+    assert with_weight(1.0) == with_weight(1.0) != with_weight(9.0)
+
+
+IMPORTING = {
+    "from": "def build():\n    from owned_a import C\n    return C\n",
+    "as": "def build():\n    import owned_a as o\n    return o.C\n",
+    "inner": "def build():\n    def inner():\n        import owned_a\n    return inner\n",
+    "package": "def build():\n    from owned_pkg import part\n    return part.C\n",
+    "relative": "def build():\n    from . import part\n    return part.C\n",
+    "through another": "def build():\n    import owned_b\n    return owned_b.owned_a.C\n",
+}
+
+
+@pytest.mark.parametrize("what", IMPORTING)
+def test_files_imported_within_a_function_are_read(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "owned_pkg").mkdir()
+    (tmp_path / "owned_pkg" / "__init__.py").write_text("")
+    (tmp_path / "owned_b.py").write_text("import owned_a, numpy, broken_and_absent\n")
+    own = [tmp_path / "owned_a.py", tmp_path / "owned_pkg" / "part.py"]
+
+    def digest(text: str) -> str:
+        for path in own:
+            path.write_text(text)
+        importlib.invalidate_caches()
+        fingerprint_module._file_of.cache_clear()
+        package = "owned_pkg" if what == "relative" else ""
+        return digest_of(IMPORTING[what], __package__=package)
+
+    assert digest("C = 1\n") == digest("C = 1\n") != digest("C = 2\n")
+
+
+def test_methods_of_plain_objects_and_paths() -> None:
+    assert fingerprint([1.0, 0.5].__getitem__) == fingerprint([1.0, 0.5].__getitem__)
+    assert fingerprint([1.0, 0.5].__getitem__) != fingerprint([0.1, 0.01].__getitem__)
+    assert fingerprint([1.0].index) != fingerprint([1.0].count)
+    path = Path("some") / "where"
+    before = fingerprint(path)
+    hash(path), str(path)
+    assert fingerprint(path) == before != fingerprint(path / "else")
 
 
 def maker(width: Any) -> Callable[[], Any]:

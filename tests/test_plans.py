@@ -274,6 +274,22 @@ def test_a_target_behind_http(folder):
     assert (folder / "plan.answers.sqlite").exists()
 
 
+def test_the_filter_of_a_target_is_in_its_plan(folder):
+    with_model(folder, 'answers = "top1"')
+    assert plan_of("plan.toml").answers == "top1"
+    with_model(folder, "")
+    assert plan_of("plan.toml").answers == ""
+
+
+def test_one_model_is_audited(folder):
+    with_model(folder, 'url = "http://127.0.0.1:9/predict"\nestimator = "e.skops"')
+    with pytest.raises(PlanError, match="expected one of estimator, url in .target. of plan.toml"):
+        plan_of("plan.toml")
+    with_model(folder, 'url = "http://127.0.0.1:9/predict"\nhiden = [3]')
+    with pytest.raises(PlanError, match="expected network, hidden, .*budget, .*got 'hiden'"):
+        plan_of("plan.toml")
+
+
 def test_estimators(folder):
     stored = np.load(folder / "records.npz")
     fitted = LogisticRegression().fit(stored["x"], stored["y"])

@@ -18,6 +18,7 @@ import time
 import traceback
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +402,77 @@ def test_answers_of_many_days_are_a_warning(
                 assert ("answers_of_many_days" in codes) == warned, age
 
 
+def test_a_budget_that_is_half_spent_is_enough_for_the_rest(tmp_path: Path) -> None:
+    x = records(10)
+    with Hostile(answering()) as server:
+        with remote(server.url, cache=tmp_path / "a.sqlite", budget=10) as model:
+            model.log_probabilities(x[:6])
+            model.afford(x)
+            with pytest.raises(BudgetSpent, match="5 more are wanted"):
+                model.afford(x, records(1, seed=8))
+        # what does not fit is asked again
+        with remote(
+            server.url, cache=tmp_path / "a.sqlite", budget=15, n_classes=9, tolerance=0.1
+        ) as model:
+            with pytest.raises(BudgetSpent, match="10 more are wanted .6 of them have answers"):
+                model.afford(x)
+
+
+def test_what_an_audit_will_ask_through_a_filter_or_of_a_pool_is_known_before() -> None:
+    world = overfit_world(n_members=30, n_nonmembers=30, n_population=50, n_models=4)
+    split = replace(world.split, population=world.split.population[:10])
+    with Running(app_of(world.target)) as service:
+        for wrap in (lambda model: model, lambda model: vs.defenses.TopK(model, 2)):
+            with remote(f"{service.url}/predict", budget=109) as model:
+                with pytest.raises(BudgetSpent, match="110 more are wanted"):
+                    vs.audit(wrap(model), split, known=world.known)
+                assert model.n_paid == 0
+            with remote(f"{service.url}/predict", budget=110) as model:
+                made = vs.audit(wrap(model), split, known=world.known)
+                assert made.provenance.service is not None
+                assert made.provenance.service.n_now == model.n_paid == 110
+
+
+def test_an_attack_that_nobody_can_pay_for_costs_no_other_its_numbers() -> None:
+    world = overfit_world(n_members=30, n_nonmembers=30, n_population=50, n_models=4)
+    with Running(app_of(world.target)) as service:
+        with remote(f"{service.url}/predict", budget=200) as model:
+            said: list[str] = []
+            made = vs.audit(
+                model,
+                world.split,
+                known=world.known,
+                attacks=["boundary_distance", "loss"],
+                tell=said.append,
+            )
+            assert [f.attack for f in made.findings] == ["loss"]
+            (left,) = (w.message for w in made.warnings if w.code == "attacks_left_out")
+            assert "boundary_distance not run: expected at most 200 records asked" in left
+            assert any(
+                "up to 250 records for each of 60 candidates, 15,000 in all" in s for s in said
+            )
+            with pytest.raises(BudgetSpent):
+                vs.audit(model, world.split, known=world.known, attacks=["boundary_distance"])
+
+
+def test_what_was_asked_again_needs_no_warning(tmp_path: Path) -> None:
+    world = overfit_world(n_members=30, n_nonmembers=30, n_population=50, n_models=4)
+    cache = tmp_path / "a.sqlite"
+    with Running(app_of(world.target)) as service:
+        for recheck, now, warned in ((0, 110, False), (0, 0, True), (5, 5, False)):
+            with remote(f"{service.url}/predict", cache=cache, recheck=recheck) as model:
+                said: list[str] = []
+                made = vs.audit(model, world.split, known=world.known, tell=said.append)
+                assert model.n_paid == now and model.n_rechecked == recheck
+                codes = {warning.code for warning in made.warnings}
+                assert ("answers_of_many_days" in codes) == warned
+                assert any("service was not asked: all answers are kept" in s for s in said) == (
+                    not now
+                )
+            with sqlite3.connect(cache) as opened:
+                opened.execute("UPDATE answered SET first = first - 200000")
+
+
 def fresh_target(world: Any) -> Table:
     """The world's target, with a count of its own."""
     return pickle.loads(pickle.dumps(world.target))
@@ -685,28 +757,30 @@ def changing(shown: list[list[float]]) -> Callable[[Received, Send], None]:
     return behave
 
 
-def test_kept_answers_are_asked_for_again_before_new_ones_are_mixed_with_them(
-    tmp_path: Path,
-) -> None:
+def test_kept_answers_are_asked_for_again_before_they_are_used(tmp_path: Path) -> None:
     shown = [[0.6, 0.4]]
     settings = {"cache": tmp_path / "answers.sqlite", "recheck": 3, "batch_size": 2}
     with Hostile(changing(shown)) as server:
-        with remote(server.url, **settings) as model:
+        with remote(server.url, **settings, budget=6) as model:
+            model.afford(records(6))
+            model.log_probabilities(records(4))
             model.log_probabilities(records(6))
-            assert model.n_paid == 6  # nothing was kept before
-        with remote(server.url, **settings, budget=12) as model:
+            assert model.n_paid == 6  # what it was told itself is not asked again
+        with remote(server.url, **settings, budget=11) as model:
+            model.afford(records(6), records(2, seed=2))
             model.log_probabilities(records(6))
-            assert model.n_paid == 0  # nothing is new
+            assert model.n_paid == 3  # though nothing is new
+            model.log_probabilities(records(6))
             model.log_probabilities(records(2, seed=2))
-            model.log_probabilities(records(2, seed=3)[:1])
-            assert model.n_paid == 3 + 2 + 1
+            assert model.n_paid == 3 + 2
         shown[0] = [0.6002, 0.3998]
-        with remote(server.url, **settings) as model:
-            with pytest.raises(
-                RemoteError, match=r"that were kept from 20\d\d-.*replaced, or answ"
-            ):
-                model.log_probabilities(np.concatenate([records(6), records(4, seed=4)]))
-            assert model.n_paid == 2
+        for x in (records(6), np.concatenate([records(6), records(4, seed=4)])):
+            with remote(server.url, **settings) as model:
+                with pytest.raises(
+                    RemoteError, match=r"kept between 20\d\d-.* \d\d:\d\d and .*replaced, or answ"
+                ):
+                    model.log_probabilities(x)
+                assert model.n_paid == 2
         with remote(server.url, cache=settings["cache"], budget=0) as model:
             kept = model.log_probabilities(records(6))
         np.testing.assert_allclose(np.exp(kept), [[0.6, 0.4]] * 6)
@@ -719,10 +793,11 @@ def test_what_is_asked_again_is_within_the_budget(tmp_path: Path) -> None:
             model.log_probabilities(records(4))
         for budget, paid in ((6, 0), (7, 3)):
             with remote(server.url, cache=cache, budget=budget, recheck=2) as model:
-                try:
-                    model.log_probabilities(records(5))
-                except BudgetSpent as error:
-                    assert budget == 6 and "3 more are wanted" in str(error)
+                for ask in (model.afford, model.log_probabilities):
+                    try:
+                        ask(records(5))
+                    except BudgetSpent as error:
+                        assert budget == 6 and "3 more are wanted" in str(error)
                 assert model.n_paid == paid
 
 

@@ -36,7 +36,7 @@ from vestige.training import (
 )
 
 # the audit, its numbers and its report
-from vestige import attacks, datasets, defenses, metrics, synthesis
+from vestige import attacks, datasets, defenses, metrics, risk, synthesis
 from vestige.audit import Plan, audit
 from vestige.metrics import Estimate
 from vestige.report import Finding, Report, gate
@@ -74,6 +74,7 @@ __all__ = [
     "gate",
     "half_and_half",
     "metrics",
+    "risk",
     "shadows",
     "split",
     "synthesis",

@@ -21,14 +21,23 @@ import vestige
 from vestige import measure, metrics
 from vestige.attacks import BY_NAME, STANDARD
 from vestige.attacks.attack import Attack
-from vestige.defenses import behind, filtered
-from vestige.errors import DamagedFile, ForeignFolder, InvalidInput, MissingModels, PlanError
+from vestige.attacks.gmia import GMIA
+from vestige.defenses import Filter, behind, filtered, share_that_passed
+from vestige.errors import (
+    BudgetSpent,
+    DamagedFile,
+    ForeignFolder,
+    InvalidInput,
+    MissingModels,
+    PlanError,
+)
 from vestige.exchangeability import Exchangeability, exchangeability
 from vestige.fingerprint import fingerprint
 from vestige.models import (
     BlackBox,
     EstimatorModel,
     Predictions,
+    TorchModel,
     answers_alike,
     as_black_box,
 )
@@ -41,6 +50,7 @@ from vestige.report import (
     Data,
     Finding,
     Provenance,
+    RecordsAtRisk,
     RecordTable,
     Report,
     ReportWarning,
@@ -51,7 +61,7 @@ from vestige.report import (
     verdict,
 )
 from vestige.scores import Scores
-from vestige.signals import Signal, cross_entropy_loss, true_class_margin
+from vestige.signals import Signal, sum_and_least, true_class_margin
 from vestige.training.engines import Engine, Local
 from vestige.training.many import half_and_half, train_many
 from vestige.training.recipe import Recipe
@@ -79,6 +89,9 @@ EXPOSING = (
     "modified_entropy",
     "loss",
 )
+
+FILTERED = ("rmia_online", "rmia_offline", *EXPOSING)
+"""The same behind a filter, where a normal fit to margins of zeros finds nobody."""
 
 LOCAL = Local()
 
@@ -110,8 +123,9 @@ class Plan:
         command: the shell command that repeats this audit.
         show_records: whether the report shows the exposed records themselves, beside their ids.
         answers: the filter that the target's answers pass, by its name in `defenses.behind`, for
-            example "top3" or "label": reference models answer through the same, and so does a
-            target that is trained here. A target that is given is asked as it is.
+            example "top3" or "label": reference models answer through the same, and so does the
+            target, unless it is a service, a table or a handle of your own, whose answers are
+            taken to have passed it already.
     """
 
     split: Split
@@ -212,11 +226,24 @@ def run(
     target, target_seconds = _target(plan, seeds[0], store, engine, progress)
     target = _filtered_target(plan, target)
     candidates = _shuffled(plan.split, seeds[2])
-    if isinstance(target, RemoteModel):
+    service = _service_of(target)
+    if service is not None:
         # before the first query, and before anything is trained: attacks on labels ask for more
-        wanted = any(attack.about.needs_population for attack in attacks.values())
-        target.afford(candidates.x, *([plan.split.population.x] if wanted else []))
-    answers = _answers(target, candidates, store, out)
+        beside = plan.split.population
+        if plan.known is not None:
+            beside = plan.known.without(candidates.ids)
+        wanted = len(beside) and any(a.about.needs_population for a in attacks.values())
+        service.afford(candidates.x, *([beside.x] if wanted else []))
+        for name, attack in attacks.items():
+            most = attack.about.queries
+            if most > 1:
+                tell(
+                    f"{name} asks about up to {most:,} records for each of {len(candidates):,} "
+                    f"candidates, {most * len(candidates):,} in all"
+                )
+    answers = _answers(plan, target, candidates, store, out)
+    if service is not None:
+        _tell_service(service, tell)
     alike = _exchangeable(plan, target, seeds[3])
     pool, training_seconds = _pool(plan, attacks, seeds[1], seeds[4], store, engine, progress)
     if pool.provenance:
@@ -224,7 +251,7 @@ def run(
     if plan.answers and len(pool.models):
         pool = filtered(pool, plan.answers)
     signals_seconds = _read_signals(attacks, candidates, pool, engine, progress)
-    findings, scores, failed = _run_attacks(
+    findings, scores, at_risk, failed = _run_attacks(
         plan, attacks, target, candidates, pool, seeds[3], progress
     )
     described = _described(plan, target, candidates, answers)
@@ -232,21 +259,24 @@ def run(
         *skipped,
         *failed,
         *_warnings(plan, target, findings, alike, pool, candidates, answers),
+        *_few_references(at_risk),
     ]
     # where the sides differ without the model, a high score says nothing about membership
-    shown = None if alike.passed is False else _exposing(scores)
+    shown = None if alike.passed is False else _exposing(plan, scores)
     exposed = (
         measure.exposed(
             shown,
             scores[shown],
             plan.split,
             image=plan.image,
-            previews=plan.show_records and not isinstance(target, Predictions),
+            previews=_shows(plan, target),
         )
         if shown
         else None
     )
     total = time.perf_counter() - started
+    if plan.answers not in ("", "none"):
+        findings = [_seen_through(plan.answers, found) for found in findings]
     report = Report(
         name=plan.name,
         verdict=verdict(findings, exchangeability=alike, warnings=warnings, exposed=exposed),
@@ -255,6 +285,7 @@ def run(
         exchangeability=alike,
         findings=tuple(findings),
         exposed_records=exposed,
+        records_at_risk=at_risk,
         warnings=tuple(warnings),
         reproduce=_reproduce(plan),
         provenance=_provenance(
@@ -287,10 +318,11 @@ def _seeds(seed: int) -> list[int]:
     return [int(s) for s in np.random.SeedSequence(seed).generate_state(5) >> 1]
 
 
-def _exposing(scores: Mapping[str, Scores]) -> str | None:
+def _exposing(plan: Plan, scores: Mapping[str, Scores]) -> str | None:
     """The attack whose scores name the exposed records; one of the user's own comes first."""
     own = [name for name in scores if name not in BY_NAME]
-    return next(iter([*own, *(n for n in EXPOSING if n in scores), *scores]), None)
+    order = FILTERED if plan.answers not in ("", "none") else EXPOSING
+    return next(iter([*own, *(n for n in order if n in scores), *scores]), None)
 
 
 # --- what is asked -----------------------------------------------------------------------------
@@ -320,7 +352,7 @@ def _attacks(plan: Plan) -> tuple[dict[str, Attack[BlackBox]], list[ReportWarnin
             for names in [[n for n, v in lacking.items() if v == why]]
         ]
         return {n: a for n, a in STANDARD.items() if not lacking[n]}, warnings
-    names = [plan.attacks] if isinstance(plan.attacks, str) else list(plan.attacks)
+    names = plan.attacks.split(",") if isinstance(plan.attacks, str) else list(plan.attacks)
     unknown = [n for n in names if n not in BY_NAME]
     if unknown or not names:
         raise PlanError(
@@ -351,6 +383,11 @@ def _lacks(plan: Plan, attack: Attack[BlackBox]) -> str:
 
 
 def _check(plan: Plan) -> None:
+    if not isinstance(plan.split, Split):
+        raise InvalidInput(
+            f"expected a Split of members and non-members, got {type(plan.split).__name__}; "
+            "vestige.Split.from_arrays makes one"
+        )
     plan.split.checked()
     numbers = {"seed": plan.seed, "references": plan.references}
     wrong = [f"{name}={value!r}" for name, value in numbers.items() if not _is_whole(value)]
@@ -427,8 +464,8 @@ def _opened(plan: Plan, out: Path, fresh: bool, tell: Tell) -> Store:
         if found != asked["plan"]:
             raise ForeignFolder(
                 f"expected {out} to be empty or to hold this audit, but it holds another one "
-                "(other records, recipe, seed or number of references); choose another folder, "
-                "or discard what is there with --fresh (fresh=True)"
+                "(other records, recipe, seed or number of references); choose another "
+                "folder, or discard what is there with --fresh (fresh=True)"
             )
     else:
         write_atomically(path, lambda part: _write_json(part, asked))
@@ -443,10 +480,8 @@ def _plan_digest(plan: Plan) -> str:
     sides = (plan.split.members, plan.split.nonmembers, plan.split.population)
     recipe = plan.recipe.key() if plan.recipe is not None else None
     digests = [side.digest() if len(side) else "" for side in sides]
-    shown = [plan.answers] if plan.answers else []
-    return fingerprint([*digests, recipe, plan.references, plan.seed, plan.target is None, *shown])[
-        :32
-    ]
+    # not the filter: models are the same behind it
+    return fingerprint([*digests, recipe, plan.references, plan.seed, plan.target is None])[:32]
 
 
 # --- what is made ------------------------------------------------------------------------------
@@ -475,8 +510,9 @@ def _target(
 
 
 def _filtered_target(plan: Plan, target: BlackBox) -> BlackBox:
-    given = plan.target is not None
-    return behind(target, plan.answers) if plan.answers and not given else target
+    # a handle of the user's own may have its filter already
+    bare = plan.target is None or (isinstance(target, (TorchModel, EstimatorModel)))
+    return behind(target, plan.answers) if plan.answers and bare else target
 
 
 def _class_names(split: Split) -> tuple[str, ...]:
@@ -491,7 +527,7 @@ def _shuffled(split: Split, seed: int) -> Records:
 
 
 def _answers(
-    target: BlackBox, candidates: Records, store: Store | None, out: str | Path | None
+    plan: Plan, target: BlackBox, candidates: Records, store: Store | None, out: str | Path | None
 ) -> NDArray[np.float64]:
     """The target's answers, once they are sure to be repeatable and this folder's."""
     if not answers_alike(target, candidates.x[: min(64, len(candidates))]):
@@ -500,29 +536,48 @@ def _answers(
             "draws random numbers in eval mode (dropout that is always on?): make it "
             "deterministic before the audit"
         )
-    answers = target.log_probabilities(candidates.x)
+    # those behind another filter are others of the same model
+    suffix = f"-{fingerprint(plan.answers)[:8]}" if plan.answers not in ("", "none") else ""
+    name = f"answers{suffix}.npz"
+    path = None if store is None else store.find("target", name)
+    before = None
+    if path is not None:
+        with np.load(path, allow_pickle=False) as stored:
+            before = stored["answers"]
+    # what is wrong with the first answers is said before all of them are paid for
+    for n in (min(64, len(candidates)), len(candidates)):
+        answers = target.log_probabilities(candidates.x[:n])
+        if candidates.y.max() >= answers.shape[1]:
+            raise InvalidInput(
+                f"expected labels below {answers.shape[1]}, the number of classes the target "
+                f"answers with, got {candidates.y.max()}; give the labels it was trained with"
+            )
+        if before is not None and not _same(before[:n], answers):
+            raise ForeignFolder(
+                f"expected the model that {out} was begun with, got one that answers otherwise; "
+                "choose another folder, or discard what is there with --fresh (fresh=True)"
+            )
+        _check_filter(plan, answers)
     if isinstance(target, EstimatorModel):
         target.same_meaning(candidates)
-    if candidates.y.max() >= answers.shape[1]:
-        raise InvalidInput(
-            f"expected labels below {answers.shape[1]}, the number of classes the target answers "
-            f"with, got {candidates.y.max()}; give the labels it was trained with"
-        )
-    if store is None:
-        return answers
-    name = "answers.npz"
-    path = store.find("target", name)
-    if path is None:
+    if store is not None and before is None:
         store.save("target", name, lambda part: _write_array(part, answers))
-        return answers
-    with np.load(path, allow_pickle=False) as stored:
-        before = stored["answers"]
-    if before.shape != answers.shape or not np.allclose(np.exp(before), np.exp(answers), atol=1e-4):
-        raise ForeignFolder(
-            f"expected the model that {out} was begun with, got one that answers otherwise; "
-            "choose another folder, or discard what is there with --fresh (fresh=True)"
-        )
     return answers
+
+
+def _same(before: NDArray[np.float64], answers: NDArray[np.float64]) -> bool:
+    alike = before.shape == answers.shape
+    return alike and bool(np.allclose(np.exp(before), np.exp(answers), atol=1e-4))
+
+
+def _check_filter(plan: Plan, answers: NDArray[np.float64]) -> None:
+    """Nothing, where the answers are what the filter that was named would show."""
+    passed = share_that_passed(plan.answers, answers) if plan.answers else None
+    if passed is not None and passed < 0.9:
+        raise InvalidInput(
+            f"expected answers that have passed {plan.answers}, got {1 - passed:.0%} of them that "
+            "have not; say the filter that the target is behind, or none"
+        )
 
 
 def _write_array(path: Path, answers: NDArray[np.float64]) -> None:
@@ -602,7 +657,8 @@ def _read_signals(
     """
     started, inside = time.perf_counter(), pool.trained_on(candidates.ids)
     abouts = [attack.about for attack in attacks.values()]
-    own = _distinct(signal for about in abouts for signal in about.signals)
+    # with them, in the same pass, what tells answers of a model from those of a filter
+    own = _distinct([sum_and_least, *(signal for about in abouts for signal in about.signals)])
     beside = _distinct(s for about in abouts if about.needs_population for s in about.signals)
     if not len(pool.models) or not inside.any(axis=0).all() or inside.all(axis=0).any():
         return 0.0
@@ -634,20 +690,41 @@ def _run_attacks(
     pool: Pool[BlackBox],
     seed: int,
     progress: Progress,
-) -> tuple[list[Finding], dict[str, Scores], list[ReportWarning]]:
+) -> tuple[list[Finding], dict[str, Scores], RecordsAtRisk | None, list[ReportWarning]]:
     findings, all_scores, failed = [], {}, []
+    at_risk: RecordsAtRisk | None = None
+    nothing: Exception | None = None
     progress("attacks", 0, len(attacks))
     for done, (name, attack) in enumerate(attacks.items(), start=1):
         asked, started = target.n_queries, time.perf_counter()
+        said, scores = None, None
         try:
-            scores = _whole(attack.run(target, candidates, pool), plan.split)
-        except (InvalidInput, MissingModels) as error:
-            if plan.attacks != "standard":
+            said = attack.run(target, candidates, pool)
+            scores = _whole(said, plan.split)
+        except (InvalidInput, MissingModels, BudgetSpent) as error:
+            # that nobody stands out is an answer, where other attacks were asked too; and what
+            # others found is not lost where there is no money for one
+            nobody = isinstance(attack, GMIA) and isinstance(error, MissingModels)
+            if nobody or isinstance(error, BudgetSpent):
+                nothing = error
+            elif plan.attacks != "standard":
                 raise
-            failed.append(ReportWarning("attacks_left_out", f"{name} not run: {error}"))
-            continue
+            failed.append(ReportWarning("attacks_left_out", _left_out(name, said, error)))
         finally:
             progress("attacks", done, len(attacks))
+        seconds = time.perf_counter() - started
+        if isinstance(attack, GMIA) and at_risk is None:
+            at_risk = measure.at_risk(
+                name,
+                attack,
+                said,
+                plan.split,
+                pool,
+                image=plan.image,
+                previews=_shows(plan, target),
+            )
+        if scores is None:
+            continue
         all_scores[name] = scores
         findings.append(
             measure.finding(
@@ -657,11 +734,30 @@ def _run_attacks(
                 plan.split,
                 n_models=len(pool.models) if attack.about.needs_models else 0,
                 n_queries=target.n_queries - asked,
-                seconds=time.perf_counter() - started,
+                seconds=seconds,
                 seed=seed,
             )
         )
-    return findings, all_scores, failed
+    if nothing is not None and not findings:
+        raise nothing
+    return findings, all_scores, at_risk, failed
+
+
+def _seen_through(answers: str, found: Finding) -> Finding:
+    """The finding, with the filter that the adversary sees the target through."""
+    access = f"{found.threat_model.access}, through {answers}"
+    return replace(found, threat_model=replace(found.threat_model, access=access))
+
+
+def _left_out(name: str, said: Scores | None, error: Exception) -> str:
+    if said is None:
+        return f"{name} not run: {error}"
+    return f"{name} has no numbers of its own, as it scored one side only: {error}"
+
+
+def _shows(plan: Plan, target: BlackBox) -> bool:
+    """Whether the report shows records: the inputs of a table are the numbers of its rows."""
+    return plan.show_records and not isinstance(target, Predictions)
 
 
 def _whole(scores: Scores, split: Split) -> Scores:
@@ -674,7 +770,8 @@ def _whole(scores: Scores, split: Split) -> Scores:
     if member.all() or not member.any():
         raise MissingModels(
             f"expected scores on both sides, got {int(member.sum())} of members and "
-            f"{int((~member).sum())} of non-members; the pool lacks models for the rest"
+            f"{int((~member).sum())} of non-members; the pool lacks models for the rest, or they "
+            "are like others: name an attack beside it that scores all records, such as loss"
         )
     return scores
 
@@ -734,8 +831,9 @@ def _warnings(
     less = "" if plan.answers else _shows_less(answers, pool, candidates)
     if less:
         found.append(ReportWarning("answers_filtered", less))
-    if isinstance(target, RemoteModel) and target.answered is not None:
-        first, last = target.answered
+    service = _service_of(target)
+    if service is not None and service.answered is not None and not service.n_rechecked:
+        first, last = service.answered
         if last - first > AGES:
             found.append(
                 ReportWarning(
@@ -745,7 +843,7 @@ def _warnings(
                     "recheck=, or begin with a new cache.",
                 )
             )
-    unlike = _unlike(plan, pool, candidates, _sure(plan.split, candidates, answers))
+    unlike = "" if less else _unlike(plan, pool, candidates, _sure(plan.split, candidates, answers))
     if unlike:
         found.append(ReportWarning("reference_unlike", unlike))
     backwards = [f.attack for f in findings if _is_backwards(f)]
@@ -769,6 +867,23 @@ def _warnings(
     return found
 
 
+def _few_references(at_risk: RecordsAtRisk | None) -> list[ReportWarning]:
+    """Where exact p-values are too coarse for the cutoff, by the rule cutoff < 2 / (k + 1)."""
+    if at_risk is None or not at_risk.n_tested:
+        return []
+    k, cutoff = at_risk.n_models, at_risk.cutoff
+    if cutoff * (k + 1) >= 2:
+        return []
+    return [
+        ReportWarning(
+            "few_references",
+            f"With {k} reference models without a record, the exact p-values of {at_risk.attack} "
+            f"are multiples of {1 / (k + 1):.2g}; for p <= {cutoff:g} give at least "
+            f"{2 * int(np.ceil(2 / cutoff - 1))} references, half of which are without it.",
+        )
+    ]
+
+
 def _is_backwards(finding: Finding) -> bool:
     """Whether an AUC is plainly below chance, also for the lowest of a dozen."""
     auc = finding.metrics["auc"]
@@ -782,13 +897,14 @@ def _shows_less(answers: NDArray[np.float64], pool: Pool[BlackBox], candidates: 
     if not len(pool.models):
         return ""
     try:
-        tables = (answers, pool.models[0].log_probabilities(candidates.x))
+        read = pool.signals(sum_and_least, candidates)[0]
     except InvalidInput:
         return ""  # attacks that need these models have said so
-    off, usual = (float((np.abs(np.exp(t).sum(axis=1) - 1) > 1e-3).mean()) for t in tables)
+    tables = (sum_and_least(answers, candidates.y), read)
+    off, usual = (float((np.abs(t[:, 0] - 1) > 1e-3).mean()) for t in tables)
     # by the least probable class, which sure models tell apart too; forests repeat themselves,
     # and so do the forests that they are compared with
-    few, many = (len(np.unique(t.min(axis=1).round(6))) for t in tables)
+    few, many = (len(np.unique(t[:, 1].round(6))) for t in tables)
     if off < usual + 0.01 and 4 * few > many:
         return ""
     why = f"{off:.0%} of them do not sum to 1" if off >= usual + 0.01 else "they repeat themselves"
@@ -800,8 +916,11 @@ def _shows_less(answers: NDArray[np.float64], pool: Pool[BlackBox], candidates: 
 
 
 def _sure(split: Split, candidates: Records, answers: NDArray[np.float64]) -> tuple[float, float]:
-    """The target's mean probability of the right class, on members and on non-members."""
-    right = np.exp(-cross_entropy_loss(answers, candidates.y))
+    """The target's mean probability of the right class, on members and on non-members.
+
+    Of what is shown: behind a filter the rows need not sum to 1.
+    """
+    right = expit(true_class_margin(answers, candidates.y))
     member = split.is_member(candidates.ids)
     return float(right[member].mean()), float(right[~member].mean())
 
@@ -835,8 +954,9 @@ def _unlike(
         f"Reference models give the right class a probability of {own:.0%} on records they were "
         f"trained on and {others:.0%} on others, on average; the target {sure[0]:.0%} and "
         f"{sure[1]:.0%}. Either the recipe does not train like the target, or the target's answers "
-        "pass a filter that theirs do not (say answers=); attacks that use them are weaker than "
-        "they would be."
+        f"pass {'another filter than' if plan.answers else 'a filter that'} theirs do"
+        f"{'' if plan.answers else ' not'} (answers=); attacks that use them are weaker than they "
+        "would be."
     )
 
 
@@ -859,8 +979,9 @@ def _described(
 
 
 def _description_of(target: BlackBox) -> str:
-    if isinstance(target, RemoteModel):
-        return f"a model behind {target.place}"
+    service = _service_of(target)
+    if service is not None:
+        return f"a model behind {service.place}"
     net = getattr(target, "net", None)
     if net is not None:
         count = sum(p.numel() for p in net.parameters())
@@ -896,12 +1017,31 @@ def _reproduce(plan: Plan) -> Reproduce:
     return Reproduce(plan.command, f"vestige.audit(target, split, {', '.join(said)})")
 
 
+def _service_of(target: BlackBox) -> RemoteModel | None:
+    """The remote model that answers, in whatever filters; None where the model is here."""
+    while isinstance(target, Filter):
+        target = target.model
+    return target if isinstance(target, RemoteModel) else None
+
+
+def _tell_service(target: RemoteModel, tell: Tell) -> None:
+    since = target.answered
+    if target.n_paid or since is None:
+        tell(f"the service was asked about {target.n_paid:,} records")
+    else:
+        tell(
+            "the service was not asked: all answers are kept ones, given between "
+            f"{since[0]:%Y-%m-%d %H:%M} and {since[1]:%Y-%m-%d %H:%M}"
+        )
+
+
 def _service(target: BlackBox) -> Service | None:
     """What a target behind HTTP has charged, and when it answered."""
-    if not isinstance(target, RemoteModel) or target.answered is None:
+    service = _service_of(target)
+    if service is None or service.answered is None:
         return None
-    first, last = (moment.isoformat(timespec="seconds") for moment in target.answered)
-    return Service(target.place, target.spent, first, last)
+    first, last = (moment.isoformat(timespec="seconds") for moment in service.answered)
+    return Service(service.place, service.spent, service.n_paid, first, last)
 
 
 def _provenance(

@@ -212,6 +212,7 @@ def serve(
     Where the plan names no model, the one that its audit would attack is trained first.
     """
     import secrets
+    from dataclasses import replace
 
     from vestige.audit import target_of
     from vestige.defenses import behind
@@ -233,9 +234,11 @@ def serve(
         )
     # noise is the service's secret: nobody who knows this program may subtract it
     secret = secrets.randbits(62)
-    behind(Predictions(probabilities=[[0.5, 0.5]]), filter or "none", seed=secret)
+    # the plan says what its target's answers pass; here they pass it
+    passed, made = filter or made.answers or "none", replace(made, answers="")
+    behind(Predictions(probabilities=[[0.5, 0.5]]), passed, seed=secret)
     with shown(quiet) as progress, one_thread():
-        model = behind(target_of(made, progress=progress), filter or "none", seed=secret)
+        model = behind(target_of(made, progress=progress), passed, seed=secret)
     run(model, host=host, port=port, outputs=outputs, token_env=token_env, budget=budget)
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import dis
 import functools
 import hashlib
+import importlib.util
 import random
 import re
 import sys
 import sysconfig
 import types
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,9 @@ class _Reader:
             looked_up = _looked_up(value.__code__) & value.__globals__.keys()
             used = {name: value.__globals__[name] for name in looked_up}
             yield from self.read({n: _named_of(item, names) for n, item in used.items()})
+            yield _imported(
+                value.__code__, str(value.__globals__.get("__package__") or "")
+            ).encode()
             if vars(value):
                 yield from self.read(vars(value))
 
@@ -142,6 +146,10 @@ class _Reader:
             yield from self.read([value.func, value.args, value.keywords])
         elif isinstance(value, types.MethodType):
             yield from self.read([value.__func__, value.__self__])
+        elif _is_bound(value):
+            yield from self.read([value.__name__, value.__self__])
+        elif isinstance(value, PurePath):
+            yield str(value).encode()
         elif isinstance(value, nn.Module):
             yield from self.read(_module_state(value))
         elif isinstance(value, np.random.Generator):
@@ -194,9 +202,19 @@ def is_library(module: str | None) -> bool:
     file = getattr(sys.modules.get(module or ""), "__file__", None)
     if file is None:
         return top in sys.stdlib_module_names
-    path = Path(file)
+    return _is_installed(Path(file))
+
+
+def _is_installed(path: Path) -> bool:
     installed = {"site-packages", "dist-packages"} & set(path.parts)
     return bool(installed) or path.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def _is_bound(value: Any) -> bool:
+    """Whether it is a method of an object of Python's own, as [1, 2].__getitem__ is."""
+    if not isinstance(value, (types.BuiltinMethodType, types.MethodWrapperType)):
+        return False
+    return value.__self__ is not None and not isinstance(value.__self__, types.ModuleType)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -207,6 +225,76 @@ def _looked_up(code: types.CodeType) -> frozenset[str]:
     return frozenset(own.union(*inner))
 
 
+def _imported(code: types.CodeType, package: str) -> str:
+    """A digest of the user's files that a function imports as it runs, and of those they import.
+
+    They may not have been imported yet, so that it is their files that are read; "" for none.
+    """
+    files: dict[str, bytes] = {}
+    _follow(code, package, files)
+    parts = (f"{name} ".encode() + hashlib.sha256(files[name]).digest() for name in sorted(files))
+    return hashlib.sha256(b"".join(parts)).hexdigest() if files else ""
+
+
+def _follow(code: types.CodeType, package: str, files: dict[str, bytes]) -> None:
+    for name in _imports(code, package) - files.keys():
+        path = _file_of(name)
+        if path is None:
+            continue
+        files[name] = path.read_bytes()
+        try:
+            own = compile(files[name], str(path), "exec", dont_inherit=True)
+        except (SyntaxError, ValueError):
+            continue  # importing it will say so
+        _follow(own, name if path.name == "__init__.py" else name.rpartition(".")[0], files)
+
+
+@functools.lru_cache(maxsize=4096)
+def _imports(code: types.CodeType, package: str) -> frozenset[str]:
+    """Modules, and what may be one, that a code object and those within it import."""
+    found, level, last = set[str](), 0, ""
+    for i in dis.get_instructions(code):
+        if i.opname in ("LOAD_CONST", "LOAD_SMALL_INT") and isinstance(i.argval, int):
+            level = i.argval
+        elif i.opname == "IMPORT_NAME":
+            base = ".".join(package.split(".")[: len(package.split(".")) - level + 1])
+            last = ".".join(part for part in (base if level else "", i.argval) if part)
+            parts = last.split(".")
+            found |= {".".join(parts[:k]) for k in range(1, len(parts) + 1)}
+        elif i.opname == "IMPORT_FROM":
+            found.add(f"{last}.{i.argval}")
+    inner = (_imports(c, package) for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(found.union(*inner))
+
+
+@functools.cache
+def _file_of(module: str) -> Path | None:
+    """The file of a module of the user's; None for what is none, or a library's, or this one's.
+
+    Nothing is imported to find it.
+    """
+    top, *parts = module.split(".")
+    if top in sys.stdlib_module_names or top in ("__main__", "vestige"):
+        return None
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # a module that was made, not found
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    found = Path(spec.origin) if spec is not None and spec.origin else None
+    for part in parts:
+        if not places:
+            return None
+        folder = Path(places[0]) / part
+        found = next(
+            (p for p in (folder / "__init__.py", folder.with_suffix(".py")) if p.is_file()), None
+        )
+        places = [str(folder)] if folder.is_dir() else []
+    if found is None or found.suffix != ".py" or not found.is_file() or _is_installed(found):
+        return None
+    return found
+
+
 def _names(code: types.CodeType) -> Iterator[str]:
     """Names of globals and of attributes, in a function and in the functions within it."""
     yield from code.co_names
@@ -215,11 +303,15 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _named_of(found: Any, names: set[str]) -> Any:
-    """What a function uses of a module of the user's; anything else as it is."""
-    if isinstance(found, types.ModuleType) and not is_library(found.__name__):
-        return {name: vars(found)[name] for name in names if name in vars(found)}
-    return found
+def _named_of(found: Any, names: set[str], within: tuple[str, ...] = ()) -> Any:
+    """What a function uses of a module of the user's and of those in it; else what it is."""
+    if not isinstance(found, types.ModuleType) or is_library(found.__name__):
+        return found
+    if found.__name__ in within:
+        return found.__name__
+    inside = (*within, found.__name__)
+    own = vars(found)
+    return {name: _named_of(own[name], names, inside) for name in names if name in own}
 
 
 def _content(cell: types.CellType) -> Any:

@@ -6,7 +6,7 @@ The truth is used here: `split.is_member(scores.ids)`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from vestige import metrics
 from vestige.attacks.attack import Attack
-from vestige.metrics import Estimate
+from vestige.attacks.gmia import GMIA, Neighborhood, neighborhood, trained_on_content
+from vestige.metrics import NOT_ATTAINABLE, Estimate
 from vestige.models import BlackBox
+from vestige.pool import Pool
 from vestige.records import Records, Split
 from vestige.report import (
     ClassFinding,
@@ -24,6 +26,8 @@ from vestige.report import (
     Finding,
     Histogram,
     ImagePreview,
+    RecordsAtRisk,
+    RiskyRecord,
     RocCurve,
     RowPreview,
     ThreatModel,
@@ -32,13 +36,16 @@ from vestige.report import (
 )
 from vestige.scores import Scores
 
-__all__ = ["exposed", "exposure", "finding"]
+__all__ = ["at_risk", "exposed", "exposure", "finding"]
 
 Floats = NDArray[np.float64]
 FDR = 0.05
 SHOWN = 50
 BINS = 40
 COLUMNS_SHOWN = 8
+CUTOFF = 0.01
+RISKY_SHOWN = 24
+"""Records that stand out are shown beside the one most like them: two previews each."""
 
 
 def finding(
@@ -56,23 +63,29 @@ def finding(
     member = split.is_member(scores.ids)
     labels = _labels(scores, split)
     m, n = scores.values[member], scores.values[~member]
-    about = attack.about
+    about, total = attack.about, len(split.members) + len(split.nonmembers)
     return Finding(
         attack=name,
-        title=about.title,
+        title=about.title if len(scores) == total else _partial(about.title, len(scores), total),
         source=about.source,
         question=about.question,
         threat_model=ThreatModel(about.access, about.knowledge, n_models, n_queries),
         config=_config(attack),
         n_members=len(m),
         n_nonmembers=len(n),
-        metrics=_metrics(m, n, seed),
+        metrics=_resolved(_metrics(m, n, seed), len(n), len(split.nonmembers)),
         per_class=_per_class(m, labels[member], n, labels[~member], split),
         roc=_curve(m, n),
         histogram=_histogram(m, n),
-        warnings=_abstained(len(scores), len(split.members) + len(split.nonmembers)),
+        warnings=_abstained(len(scores), total),
         seconds=seconds,
+        n_abstained=total - len(scores),
     )
+
+
+def _partial(title: str, scored: int, total: int) -> str:
+    """A title that says of how many records the numbers speak."""
+    return f"{title} on {scored:,} of {total:,} records"
 
 
 def _abstained(scored: int, total: int) -> tuple[str, ...]:
@@ -107,6 +120,22 @@ def _metrics(m: Floats, n: Floats, seed: int) -> dict[str, Estimate]:
         "tpr@0.001": metrics.tpr_at_fpr(m, n, 0.001),
         "epsilon_lower_bound": metrics.epsilon_lower_bound(m, n, seed=seed),
     }
+
+
+def _resolved(found: dict[str, Estimate], scored: int, total: int) -> dict[str, Estimate]:
+    """The metrics, where an attack abstained: what it never says of so few is no open question.
+
+    A false positive rate that all non-members would resolve and those scored do not: the attack
+    cannot accuse that share of those it speaks of, and never accuses the others.
+    """
+    for name, fpr in (("tpr@0.1", 0.1), ("tpr@0.01", 0.01), ("tpr@0.001", 0.001)):
+        if scored * fpr * (1 + 1e-12) < 1 <= total * fpr * (1 + 1e-12):
+            reason = (
+                f"{NOT_ATTAINABLE}: it says nothing of {total - scored} of {total} non-members, "
+                f"and an FPR of {fpr:g} is less than one of the {scored} others"
+            )
+            found[name] = dataclasses.replace(found[name], reason=reason)
+    return found
 
 
 def _per_class(
@@ -201,6 +230,136 @@ def exposed(
     )
 
 
+def at_risk(
+    name: str,
+    attack: GMIA,
+    scores: Scores | None,
+    split: Split,
+    known: Pool[BlackBox],
+    *,
+    image: Sequence[int] = (),
+    previews: bool = True,
+) -> RecordsAtRisk:
+    """Which records stand out, who is near them, and which of them the target gives away.
+
+    The first is read off the reference models alone. The p-values are exact ranks among models
+    that were trained without the record; q-values are Benjamini and Hochberg's over all records
+    tested, members or not, since whoever attacks cannot tell.
+
+    Args:
+        name: of the attack, in the report.
+        scores: what the attack said of the candidates; None where it could test none.
+        image, previews: as in `exposed`. Here non-members and the nearest records are shown too.
+    """
+    candidates = split.candidates
+    near = neighborhood(
+        candidates,
+        known,
+        delta=attack.delta,
+        features=attack.features,
+        center=attack.center,
+        n_train=attack.n_train,
+    )
+    out = np.ones(len(candidates), bool) if attack.beta is None else near.expected < attack.beta
+    p, smooth, q = _p_values(scores, candidates)
+    member, tested = split.is_member(candidates.ids), ~np.isnan(p)
+    without = (~trained_on_content(known, candidates[tested])).sum(axis=0)
+    n_models = int(np.median(without)) if len(without) else 0
+    order = np.lexsort((near.expected, smooth, p))
+    usual = None if image or not previews else _usual(split.members)
+
+    def shown(records: Records, row: int, like: int) -> ImagePreview | RowPreview | None:
+        return _preview(records, row, image, usual, (candidates, like)) if previews else None
+
+    rows = [int(i) for i in order if out[i]][:RISKY_SHOWN]
+    places = {identity: row for row, identity in enumerate(known.records.ids.tolist())}
+    return RecordsAtRisk(
+        attack=name,
+        delta=attack.delta,
+        beta=attack.beta,
+        features=attack.features,
+        n_candidates=len(candidates),
+        n_standing_out=int(out.sum()),
+        n_members_out=int((out & member).sum()),
+        n_tested=int(tested.sum()),
+        n_models=n_models,
+        cutoff=CUTOFF,
+        recognized=_share_at(p[tested & member], n_models, "member"),
+        mistaken=_share_at(p[tested & ~member], n_models, "non-member"),
+        fdr=FDR,
+        n_discovered=int((q <= FDR).sum()),
+        n_members_discovered=int(((q <= FDR) & member).sum()),
+        method=f"exact ranks among {n_models} models without the record, Benjamini-Hochberg",
+        records=tuple(
+            _risky(
+                candidates, i, bool(member[i]), near, (p[i], smooth[i], q[i]), known, places, shown
+            )
+            for i in rows
+        ),
+    )
+
+
+def _p_values(scores: Scores | None, candidates: Records) -> tuple[Floats, Floats, Floats]:
+    """Exact and smooth p-values and q-values, each (n,), NaN where a candidate was not tested."""
+    p, smooth, q = (np.full(len(candidates), np.nan) for _ in range(3))
+    if scores is not None and scores.p_values is not None:
+        order = np.argsort(candidates.ids, kind="stable")
+        rows = order[np.searchsorted(candidates.ids[order], scores.ids)]
+        p[rows], smooth[rows] = scores.p_values, np.exp(-np.maximum(scores.values, 0.0))
+        q[rows] = metrics.benjamini_hochberg(scores.p_values)
+    return p, smooth, q
+
+
+def _share_at(p: Floats, n_models: int, noun: str) -> Estimate:
+    """The share of p-values at the cutoff, where there are p-values that small."""
+    if not len(p):
+        return Estimate(None, None, None, "none", reason=f"no {noun} was tested")
+    if CUTOFF * (n_models + 1) < 1 - 1e-9:
+        need = int(np.ceil(1 / CUTOFF - 1 - 1e-9))
+        return Estimate(
+            None,
+            None,
+            None,
+            "none",
+            reason=f"not resolvable: an exact p-value of {CUTOFF:g} takes {need} reference models "
+            f"without the record, got {n_models}",
+        )
+    return metrics.rate(int((p <= CUTOFF).sum()), len(p))
+
+
+def _risky(
+    candidates: Records,
+    row: int,
+    member: bool,
+    near: Neighborhood,
+    values: tuple[float, float, float],
+    known: Pool[BlackBox],
+    places: Mapping[Any, int],
+    shown: Callable[[Records, int, int], ImagePreview | RowPreview | None],
+) -> RiskyRecord:
+    p, smooth, q = (None if np.isnan(value) else float(value) for value in values)
+    nearest = near.nearest[row][0].item() if near.nearest.shape[1] else None
+    other = None if nearest is None else places[nearest]
+    return RiskyRecord(
+        id=candidates.ids[row].item(),
+        label=int(candidates.y[row]),
+        label_name=_class_name(candidates, row),
+        member=member,
+        expected_neighbors=float(near.expected[row]),
+        p_value=p,
+        smooth_p_value=smooth,
+        q_value=q,
+        recognized=q is not None and q <= FDR,
+        nearest_id=nearest,
+        nearest_label_name="" if other is None else _class_name(known.records, other),
+        nearest_distance=(
+            None if other is None else float(np.clip(near.distance[row][0], 0.0, 2.0))
+        ),
+        preview=shown(candidates, row, row),
+        nearest_preview=None if other is None else shown(known.records, other, row),
+    )
+
+
 def _class_name(records: Records, row: int) -> str:
     label = int(records.y[row])
     return records.classes[label] if records.classes else str(label)
@@ -213,14 +372,19 @@ def _usual(records: Records) -> tuple[Floats, Floats]:
 
 
 def _preview(
-    records: Records, row: int, image: Sequence[int], usual: tuple[Floats, Floats] | None
+    records: Records,
+    row: int,
+    image: Sequence[int],
+    usual: tuple[Floats, Floats] | None,
+    like: tuple[Records, int] | None = None,
 ) -> ImagePreview | RowPreview:
-    """A picture, or the columns in which the record is least like the others."""
+    """A picture, or the columns in which the record, or the one it is `like`, is least usual."""
     x = np.asarray(records.x[row])
     if usual is None:
         return image_preview(x.reshape(image))
     flat, (mean, spread) = x.reshape(-1), usual
-    odd = np.abs(flat - mean) / np.where(spread > 0, spread, np.inf)
+    compared = flat if like is None else np.asarray(like[0].x[like[1]]).reshape(-1)
+    odd = np.abs(compared - mean) / np.where(spread > 0, spread, np.inf)
     chosen = np.sort(np.argsort(-odd, kind="stable")[:COLUMNS_SHOWN])
     names = records.columns or tuple(f"x{c}" for c in range(len(flat)))
     return row_preview(flat[chosen], [names[c] for c in chosen])

@@ -700,4 +700,9 @@ def as_black_box(model: Any, n_classes: int | None = None) -> BlackBox:
         return TorchModel(model)
     if isinstance(model, BlackBox):
         return model
+    if isinstance(model, str):
+        raise InvalidInput(
+            "expected a model, got text; vestige.remote.RemoteModel(url) is a model behind an "
+            "address, and a file is loaded before"
+        )
     return EstimatorModel(model, n_classes=n_classes)

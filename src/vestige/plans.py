@@ -18,7 +18,7 @@ from vestige.audit import Plan
 from vestige.errors import DamagedFile, InvalidInput, PlanError, VestigeError
 from vestige.models import EstimatorModel, first_line, read_pickled_weights
 from vestige.records import Records, Split, split
-from vestige.remote import remote_of
+from vestige.remote import KEYS, remote_of
 from vestige.training.fit import built
 from vestige.training.networks import CNN, MLP
 from vestige.training.recipe import (
@@ -325,7 +325,9 @@ def _check(path: Path, said: Said) -> None:
         for key, value in (said.get(section, {}) if section else said).items():
             if key not in known:
                 if section == "target" and "url" in said["target"]:
-                    continue  # `remote_of` knows these
+                    if key in KEYS:
+                        continue
+                    known = {**known, **dict.fromkeys(KEYS, _TEXT)}
                 raise PlanError(
                     f"expected {', '.join(known)} in {where}, got {key!r}; correct the name"
                 )
@@ -336,6 +338,12 @@ def _check(path: Path, said: Said) -> None:
             f"expected a table [data] in {path.name}, which says what was trained on; add it"
         )
     given = [key for key in ("weights", "estimator", "url") if key in said.get("target", {})]
+    if len(given) > 1:
+        raise PlanError(
+            f"expected one of {', '.join(given)} in [target] of {path.name}, got all of them; keep "
+            "the one that names the model to audit (how references are trained stands in "
+            "[training], or in a function that returns a vestige.Plan)"
+        )
     if given and not isinstance(said["data"].get("members"), str):
         # drawing would make members of records that the model never saw
         raise PlanError(

@@ -21,6 +21,7 @@ __all__ = [
     "max_confidence",
     "modified_prediction_entropy",
     "prediction_entropy",
+    "sum_and_least",
     "true_class_margin",
 ]
 
@@ -115,3 +116,10 @@ def modified_prediction_entropy(log_probabilities: Floats, y: NDArray[np.int64])
 def correctness(log_probabilities: Floats, y: NDArray[np.int64]) -> Floats:
     """1 where the most probable class is the label, else 0."""
     return np.asarray((log_probabilities.argmax(axis=1) == y).astype(np.float64))
+
+
+def sum_and_least(log_probabilities: Floats, y: NDArray[np.int64]) -> Floats:
+    """The sum of a row's probabilities, and its smallest log-probability, (n, 2): of the answers
+    of a model that nobody rounded or cut, 1 and many different ones."""
+    least = log_probabilities.min(axis=1)
+    return np.column_stack([np.exp(log_probabilities).sum(axis=1), least])

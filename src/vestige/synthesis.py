@@ -314,6 +314,11 @@ class Synthesis:
     cut: Ints
     wanted: Ints
 
+    def __repr__(self) -> str:
+        found = f"{len(self.records)} of {int(self.wanted.sum())} records"
+        classes = f"{int((self.found > 0).sum())} of {int((self.wanted > 0).sum())} classes"
+        return f"Synthesis({found}, {classes}, {self.n_queries} queries)"
+
     @property
     def n_queries(self) -> int:
         """All records that the target was asked about."""

@@ -298,7 +298,8 @@ def test_filters_go_around_filters() -> None:
     ("make", "said"),
     [
         (lambda m: TopK(m, 0), "whole number k >= 1 of classes to show, got 0"),
-        (lambda m: Rounded(m, -1), "expected decimals >= 0 to round to, got -1"),
+        (lambda m: Rounded(m, -1), "expected 0 to 15 decimals to round to, got -1"),
+        (lambda m: Rounded(m, 400), "expected 0 to 15 decimals to round to, got 400"),
         (lambda m: Temperature(m, 0.0), "expected a temperature t > 0, got 0.0"),
         (lambda m: Temperature(m, float("nan")), "expected a temperature t > 0, got nan"),
         (lambda m: Noisy(m, -0.1), "expected noise with a scale >= 0, got -0.1"),

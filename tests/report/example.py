@@ -22,10 +22,12 @@ from vestige.report import (
     Histogram,
     ImagePreview,
     Provenance,
+    RecordsAtRisk,
     RecordTable,
     Report,
     ReportWarning,
     Reproduce,
+    RiskyRecord,
     RocCurve,
     Target,
     ThreatModel,
@@ -82,6 +84,7 @@ def small() -> Report:
         exchangeability=passed(),
         findings=findings,
         exposed_records=shared,
+        records_at_risk=small_risk(),
         warnings=(ReportWarning("unresolvable", "TPR at 0.1% FPR needs 1,000 non-members."),),
         reproduce=Reproduce("vestige audit toy --seed 0", "vs.audit(target, split, seed=0)"),
         provenance=provenance(),
@@ -144,6 +147,36 @@ def small_exposed() -> ExposedRecords:
             ExposedRecord(7, 0, "cat", 9.5, 0.002, 0.031, True, picture),
             ExposedRecord("b-12", 1, "dog", 8.25, 0.004, 0.04, True, row),
             ExposedRecord(9, 1, "dog", 1.0, 0.4, 0.61, False, None),
+        ),
+    )
+
+
+def small_risk() -> RecordsAtRisk:
+    """Three of 1,000 stand out: one recognized, one not, one that every model saw."""
+    picture = ImagePreview(png=PNG, width=4, height=4)
+    near = {"nearest_id": "c-3", "nearest_label_name": "dog", "nearest_distance": 0.31}
+    shown = {"preview": picture, "nearest_preview": picture}
+    return RecordsAtRisk(
+        attack="gmia",
+        delta=0.2,
+        beta=0.1,
+        features="logits",
+        n_candidates=1000,
+        n_standing_out=3,
+        n_members_out=2,
+        n_tested=2,
+        n_models=99,
+        cutoff=0.01,
+        recognized=exact(1.0, 0.025, 1.0),
+        mistaken=exact(0.0, 0.0, 0.975),
+        fdr=0.05,
+        n_discovered=1,
+        n_members_discovered=1,
+        method="exact ranks among 99 models without the record, Benjamini-Hochberg",
+        records=(
+            RiskyRecord(21, 0, "cat", True, 0.0, 0.01, 0.0002, 0.02, True, **near, **shown),
+            RiskyRecord(22, 1, "dog", False, 0.05, 0.4, 0.41, 0.4, False, **near, **shown),
+            RiskyRecord(23, 1, "dog", True, 0.0, None, None, None, False, **near, **shown),
         ),
     )
 
@@ -314,6 +347,7 @@ def realistic(n: int = 748) -> Report:
         ),
         findings=findings,
         exposed_records=exposed,
+        records_at_risk=None,
         warnings=(
             ReportWarning(
                 "unresolvable",

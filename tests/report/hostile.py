@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from example import PNG, small, small_finding
+from example import PNG, small, small_finding, unresolved
 
 from vestige.report import (
     Data,
@@ -12,6 +12,7 @@ from vestige.report import (
     Report,
     ReportWarning,
     Reproduce,
+    RiskyRecord,
     RowPreview,
 )
 
@@ -27,7 +28,8 @@ def hostile() -> Report:
     report = small()
     findings = tuple(_finding(name, i) for i, name in enumerate(NAMES))
     records = tuple(_record(name, i) for i, name in enumerate(NAMES))
-    assert report.exposed_records is not None
+    risky = tuple(_risky(name, i) for i, name in enumerate(NAMES))
+    assert report.exposed_records is not None and report.records_at_risk is not None
     return replace(
         report,
         name=SCRIPT,
@@ -38,6 +40,14 @@ def hostile() -> Report:
         findings=findings,
         exposed_records=replace(
             report.exposed_records, attack=SCRIPT, method=BREAKOUT, records=records
+        ),
+        records_at_risk=replace(
+            report.records_at_risk,
+            attack=SCRIPT,
+            method=BREAKOUT,
+            features=STYLE,
+            mistaken=unresolved(STYLE),
+            records=risky,
         ),
         warnings=tuple(ReportWarning(name, name) for name in NAMES),
         reproduce=Reproduce(SCRIPT + LONG, STYLE),
@@ -66,3 +76,9 @@ def _finding(name: str, i: int) -> Finding:
 def _record(name: str, i: int) -> ExposedRecord:
     preview = RowPreview(values={name: name}) if i % 2 else ImagePreview(png=PNG, width=4, height=4)
     return ExposedRecord(name, i, name, 1.0, 0.01, 0.02, True, preview)
+
+
+def _risky(name: str, i: int) -> RiskyRecord:
+    rows, picture = RowPreview(values={name: name}), ImagePreview(png=PNG, width=4, height=4)
+    one, other = (rows, picture) if i % 2 else (picture, rows)
+    return RiskyRecord(name, i, name, True, 0, 0.01, 1e-9, 0.1, False, name, name, 0.5, one, other)

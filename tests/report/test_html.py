@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from example import exact, failed, realistic, small, small_finding, unresolved
+from example import exact, failed, realistic, small, small_finding, small_risk, unresolved
 from hostile import LONG, SCRIPT, hostile
 from outline import outline, read
 
@@ -147,7 +147,73 @@ def test_pictures_are_a_gallery_and_rows_a_list():
 
 def test_the_reader_is_told_that_the_page_holds_training_data():
     assert "Handle this page as you handle them." in words(html("small"))
-    assert "Handle this page" not in words(render(replace(small(), exposed_records=None)))
+    neither = replace(small(), exposed_records=None, records_at_risk=None)
+    assert "Handle this page" not in words(render(neither))
+
+
+def risk(**changes):
+    page = read(render(replace(small(), records_at_risk=replace(small_risk(), **changes))))
+    (section,) = [e for e in page.all("section") if e.attributes.get("id") == "risk"]
+    return section
+
+
+def test_records_at_risk_are_counted_and_shown_beside_their_nearest():
+    section = risk()
+    assert "3 of 1,000 records stand out: they have fewer than 0.1 neighbors" in section.words
+    assert "than 99 reference models that never saw it?" in section.words
+    members, others = (
+        [cell.words for cell in row.children] for row in section.find("tbody")[0].find("tr")
+    )
+    assert members == ["Members (training data)", "2", "100% (2% to 100%)", "1"]
+    assert others == ["Non-members, wrongly", "1", "0% (0% to 98%)", "0"]
+    recognized, spared, untested = section.find("li")
+    assert [e.attributes["alt"] for e in recognized.find("img")] == [
+        "Record 21, labeled cat",
+        "Record c-3, labeled dog",
+    ]
+    assert "member p 0.010 q 0.020 smooth p 0.00020 expects 0.0 neighbors" in recognized.words
+    assert "dog no. c-3 nearest, at 0.31" in recognized.words
+    assert "class" not in recognized.attributes
+    assert spared.attributes["class"] == untested.attributes["class"] == "spared"
+    assert "not tested" in untested.words
+    assert section.find("ol")[0].attributes["class"] == "risky pictures"
+
+
+def test_nobody_at_risk_is_a_sentence():
+    section = risk(n_standing_out=0, n_members_out=0, n_tested=0, n_models=0, records=())
+    assert "No record of 1,000 stands out: each has 0.1 or more neighbors" in section.words
+    assert not section.find("table") and not section.find("ol")
+
+
+def test_records_at_risk_that_could_not_be_tested_have_no_table():
+    section = risk(n_tested=0, records=small_risk().records[2:])
+    assert "None of them could be tested." in section.words
+    assert not section.find("table") and len(section.find("li")) == 1
+
+
+def test_records_at_risk_are_kept_back_when_asked():
+    hidden = tuple(replace(r, preview=None, nearest_preview=None) for r in small_risk().records)
+    section = risk(records=hidden)
+    assert not section.find("img") and "Handle this page" not in section.words
+    assert section.find("ol")[0].attributes["class"] == "risky"
+
+
+def test_one_at_risk_is_one():
+    section = risk(n_standing_out=1, n_members_out=1, n_tested=1, records=small_risk().records[:1])
+    assert "1 of 1,000 records stands out: it has fewer than 0.1 neighbors" in section.words
+    assert "1 was tested" in section.words
+
+
+def test_all_tested_and_more_than_shown_are_told():
+    section = risk(beta=None, n_standing_out=1000, recognized=unresolved("not resolvable: few"))
+    assert "1,000 of 1,000 records are looked at." in section.words
+    assert "The first 3 are shown." in section.words
+    assert "Not resolvable: few." in section.words
+
+
+def test_without_a_look_at_the_records_at_risk_there_is_no_section():
+    text = words(render(replace(small(), records_at_risk=None)))
+    assert "Records at risk" not in text and "Neighbor" not in text
 
 
 def test_the_check_is_reported_in_each_of_its_three_outcomes():
@@ -164,6 +230,7 @@ def test_an_empty_report_is_a_page():
         small(),
         findings=(),
         exposed_records=None,
+        records_at_risk=None,
         warnings=(),
         provenance=replace(small().provenance, training=None, seconds={}),
     )

@@ -10,7 +10,14 @@ import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from example import realistic, records_table, small, small_finding
+from example import (
+    realistic,
+    records_table,
+    small,
+    small_finding,
+    small_risk,
+    unresolved,
+)
 
 from vestige.errors import DamagedFile, InvalidInput, StoreError
 from vestige.report import RecordTable, Report, files, render, schema, write_html
@@ -35,6 +42,7 @@ def test_the_schema_has_the_keys_of_the_dataclasses():
         "ThreatModel": "threat_model", "ClassFinding": "class_finding", "RocCurve": "roc",
         "Histogram": "histogram", "ImagePreview": "image", "RowPreview": "row",
         "ExposedRecord": "exposed_record", "ExposedRecords": "exposed_records",
+        "RiskyRecord": "risky_record", "RecordsAtRisk": "records_at_risk",
         "ReportWarning": "warning", "Reproduce": "reproduce", "Training": "training",
         "Service": "service", "Provenance": "provenance",
     }  # fmt: skip
@@ -226,6 +234,30 @@ def test_a_report_prints_as_an_aligned_table():
         "loss         0.58 (0.55 to 0.61)  12% (9% to 15%)  not resolvable        0    1,000",
     ]
     assert lines[-1] == "warning: TPR at 0.1% FPR needs 1,000 non-members."
+
+
+RISK_LINES = {
+    "3 of 1,000 records stand out before the model is asked (gmia), 2 of them members; at "
+    "p <= 0.01 it recognizes 100% (2% to 100%) of these, and 0% (0% to 98%) of the non-members. "
+    "At a false discovery rate of 5%, 1 is recognized.": {},
+    "No record of 1,000 stands out before the model is asked (gmia).": {"n_standing_out": 0},
+    "3 of 1,000 records stand out before the model is asked (gmia), 2 of them members; none "
+    "could be tested.": {"n_tested": 0},
+    "3 of 1,000 records stand out before the model is asked (gmia), 2 of them members; at "
+    "p <= 0.01 the share recognized is not resolvable. At a false discovery rate of 5%, 1 is "
+    "recognized.": {"recognized": unresolved(), "mistaken": unresolved()},
+}
+
+
+@pytest.mark.parametrize("line", RISK_LINES)
+def test_records_at_risk_are_a_line(line):
+    found = replace(small_risk(), **RISK_LINES[line])
+    assert line in str(replace(small(), records_at_risk=found)).splitlines()
+
+
+def test_an_attack_that_abstained_says_how_many_it_scored():
+    finding = replace(small_finding("loss", 0.6), n_abstained=3000)
+    assert "\nloss (1,000 of 4,000)  0.60" in str(replace(small(), findings=(finding,)))
 
 
 def test_an_empty_report_prints():

@@ -84,6 +84,15 @@ def test_calibration_error_of_known_answers():
     assert calibration_error(certain, np.ones(5, dtype=int), 0).value == pytest.approx(1.0)
 
 
+def test_the_target_s_calibration_is_that_of_records_it_never_saw_in_fifteen_bins():
+    members = np.log(np.tile([0.9, 0.1], (8, 1)))
+    # 0.72 and 0.78 lie in one bin of 15 and of 5 each, 0.62 in one of 5 with 0.72, of 15 alone
+    others = np.log([[0.62, 0.38], [0.72, 0.28], [0.72, 0.28]])
+    y = np.zeros(8, dtype=int)
+    found = target_estimates(members, y, others, np.array([1, 0, 0]), seed=0)
+    assert found["calibration_error"].value == pytest.approx((0.62 + 2 * 0.28) / 3)
+
+
 def test_entropy_is_between_0_and_1():
     shown = np.log(np.array([[1.0, 1e-12, 1e-12], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 1e-12]]))
     assert normalized_entropy(shown) == pytest.approx([0.0, 1.0, np.log(2) / np.log(3)], abs=1e-9)

@@ -18,7 +18,7 @@ from experiments import TINY, row
 from vestige import reproduce
 from vestige.errors import DamagedFile, DatasetUnavailable, InvalidInput, PlanError, StoreError
 from vestige.metrics import rate
-from vestige.reproduce import results
+from vestige.reproduce import harness, results
 from vestige.reproduce.harness import run_experiment
 
 
@@ -45,6 +45,14 @@ def test_every_row_is_a_file(tmp_path):
     assert len(provenance["code"]) == 12 and "torch" in provenance["versions"]
     assert made[1].estimates["share"] == rate(2, 10)
     assert results.read_all(tmp_path) == made
+
+
+def test_rows_of_other_code_are_told_of(tmp_path, monkeypatch):
+    run_experiment(TINY, "ci", row="a", out=tmp_path)
+    told = []
+    monkeypatch.setattr(harness, "source_digest", lambda *places: "another digest")
+    run_experiment(TINY, "ci", row="a", out=tmp_path, tell=told.append)
+    assert told == ["a: finished before, by other code: --fresh measures it again"]
 
 
 def test_finished_rows_are_not_run_again(tmp_path):

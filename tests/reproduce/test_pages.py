@@ -137,7 +137,7 @@ def test_the_terminal_shows_the_same():
     listing = reproduce.listing()
     assert all(f"{e.id}\n    {e.title}" in listing for e in reproduce.listed())
     found = [result("shadow-table2", row) for row in ("adult", "texas-like")]
-    head, adult, texas = reproduce.table(found).splitlines()
+    head, adult, texas, empty, paper, *differences = reproduce.table(found).splitlines()
     said = rate(61 + len("precision"), 100)
     assert f"0.503  0.700 [{said.low:.3f}, {said.high:.3f}]" in adult
     assert head.index("attack precision: paper") + len("attack precision: paper") == (
@@ -145,6 +145,10 @@ def test_the_terminal_shows_the_same():
     )
     assert texas.startswith("texas-like stand-in, 100 classes")
     assert all(line == line.rstrip() for line in (head, adult, texas))
+    # a figure of the paper beside ours says nothing without what differs
+    experiment = reproduce.experiment("shadow-table2")
+    assert not empty and paper.startswith(experiment.paper) and "at the scale" in paper
+    assert differences == [f"* {text}" for text in experiment.differences]
 
 
 def test_refusals(tmp_path):

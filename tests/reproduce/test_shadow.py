@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from vestige import reproduce
+from vestige import datasets, reproduce
 from vestige.attacks.shadow import Shadow
-from vestige.defenses import behind
+from vestige.defenses import behind, filtered
 from vestige.errors import DatasetUnavailable, InvalidInput
-from vestige.metrics import rate
+from vestige.metrics import auc, rate
 from vestige.records import Records, concatenate
 from vestige.reproduce import shadow, worlds
 from vestige.reproduce.evaluation import attack_estimates
@@ -197,6 +197,56 @@ def test_a_row_from_end_to_end(tmp_path):
     (same,) = reproduce.run("shadow-classes", "ci", row="purchase-like-100", out=tmp_path)
     assert same.estimates == made.estimates
     assert same.sizes["training_seconds"] == cost and same.seconds < made.seconds
+
+
+def test_the_adversary_trains_behind_the_service_s_filter(context):
+    """The same by hand: with the filter on the target alone the numbers are others."""
+    settings = replace(CI, answers="temperature5", n_shadows=3)
+    made = shadow.measure(settings, context)
+    draw, for_target, for_shadows, _, for_attack = shadow._seeds(context.seed, 5)
+    world = shadow._drawn(settings, draw)
+    recipe = shadow.recipe_of(settings, world.members)
+    whole = np.ones((1, len(world.members)), dtype=bool)
+    model = train_many(recipe, world.members, whole, seed=for_target).models[0]
+    target = behind(model, "temperature5")
+    n_each = min(settings.n_train, len(world.own) // 2)
+    table = shadows(3, len(world.own), n_each, for_shadows)
+    pool = train_many(recipe, world.own, table, seed=for_shadows)
+    found = []
+    for known in (filtered(pool, "temperature5"), pool):
+        attack = Shadow(seed=for_attack, calibration=0.0).trained(known)
+        both = concatenate(world.members, world.others)
+        scores = attack.score(target, shadow._shuffled(both, for_attack))
+        member = np.isin(scores.ids, world.members.ids)
+        found.append(auc(scores.values[member], scores.values[~member]).value)
+    assert made.estimates["auc"].value == pytest.approx(found[0], abs=1e-9)
+    assert abs(found[0] - found[1]) > 0.01
+
+
+def test_stand_ins_are_what_they_were():
+    """Rows that are stored are of these records."""
+    said = {}
+    for name in ("purchase_like_10", "texas_like_10"):
+        records = worlds.load(name, 500)
+        said[name] = (int(records.x[:500].sum()), records.y[:500].tolist()[:12])
+    assert said == {
+        "purchase_like_10": (60237, [8, 1, 0, 8, 5, 4, 7, 7, 0, 3, 0, 7]),
+        "texas_like_10": (121546, [4, 1, 0, 8, 5, 9, 7, 7, 0, 3, 0, 7]),
+    }
+
+
+def test_the_published_cut_has_the_published_rows():
+    try:
+        records, order = datasets.load("location30"), datasets.location30_order()
+    except DatasetUnavailable:
+        pytest.skip("needs location30.npz in VESTIGE_DATA")
+    world = shadow._published(records, 1000)
+    assert np.array_equal(world.members.ids, records.ids[order[:1000]])
+    assert np.isin(world.others.ids, records.ids[order[2000:3000]]).all()
+    assert len(world.others) > 950
+    contents = [side.content_hash() for side in (world.members, world.others, world.own)]
+    assert not np.isin(contents[1], contents[0]).any()
+    assert not np.isin(contents[2], np.concatenate(contents[:2])).any()
 
 
 @pytest.mark.slow

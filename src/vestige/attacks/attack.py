@@ -35,6 +35,7 @@ class About:
         needs_features: whether it reads the records themselves, which a table does not have.
         signals: what it reads off reference models, of the candidates, and of the population where
             it needs one; read beforehand for several attacks at once, where it can be.
+        queries: records that the target is asked about for each candidate, at most.
     """
 
     title: str
@@ -46,6 +47,7 @@ class About:
     needs_population: bool = False
     needs_features: bool = False
     signals: tuple[Signal, ...] = ()
+    queries: int = 1
 
 
 class Attack(Protocol[H]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ Floats = NDArray[np.float64]
 Answers = Literal["labels", "top1", "probabilities"]
 
 _RESAMPLES = 1000
+_LEARNED = 0.8
 _NO_TEST = "no test records were given; pass test=, records that are not among the queries"
 
 
@@ -53,7 +54,7 @@ class ExtractionReport:
             It is not fidelity, which is measured on records that were not asked.
     """
 
-    surrogate: BlackBox
+    surrogate: BlackBox = field(repr=False)
     answers: Answers
     n_queries: int
     n_test: int
@@ -73,6 +74,11 @@ class ExtractionReport:
         }
         lines = [f"{name}: {value}" for name, value in rates.items()]
         asked = f"A surrogate from {self.answers} of {self.n_queries:,} queries"
+        if (self.agreement.high or 0.0) < _LEARNED:
+            lines.append(
+                "It has not learned the answers that it was given: train it longer, or otherwise, "
+                "before reading anything into the rest."
+            )
         return "\n".join([f"{asked}, tested on {self.n_test:,} other records", *lines])
 
 

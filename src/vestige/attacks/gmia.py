@@ -85,7 +85,7 @@ class GMIA:
     References: Long et al. 2018, sections 4.2 to 4.4.
     """
 
-    delta: float = 0.2
+    delta: float = 0.1
     beta: float | None = 0.1
     features: Features = "logits"
     center: bool = False
@@ -212,7 +212,7 @@ def neighborhood(
     candidates: Records,
     known: Pool[BlackBox],
     *,
-    delta: float = 0.2,
+    delta: float = 0.1,
     features: Features = "logits",
     center: bool = False,
     n_train: int | None = None,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,15 +175,6 @@ class BoundaryDistance:
     halvings: int = 10
     seed: int = 0
 
-    about: ClassVar[About] = About(
-        title="Boundary distance",
-        source="Choquette-Choo et al. 2021",
-        question="Is the record farther from where the target's answer changes than others are?",
-        access="labels only",
-        knowledge="the record and its label; what values its features may take",
-        needs_features=True,
-    )
-
     def __post_init__(self) -> None:
         if self.features not in ("auto", "continuous", "binary"):
             raise InvalidInput(
@@ -201,6 +192,19 @@ class BoundaryDistance:
                 "expected probes >= 1, halvings >= 1 and seed >= 0, got "
                 f"{self.probes}, {self.halvings} and {self.seed}"
             )
+
+    @property
+    def about(self) -> About:
+        return About(
+            title="Boundary distance",
+            source="Choquette-Choo et al. 2021",
+            question="Is the record farther from where the target's answer changes than others "
+            "are?",
+            access="labels only",
+            knowledge="the record and its label; what values its features may take",
+            needs_features=True,
+            queries=self.budget,
+        )
 
     def run(
         self, target: BlackBox, candidates: Records, known: Pool[BlackBox] | None = None
@@ -455,6 +459,7 @@ class AugmentationVotes:
             knowledge=knowledge + ("; reference models" if self.learned else ""),
             needs_models=self.learned,
             needs_features=True,
+            queries=1 + (len(self.augmentations) or max(self.copies, 13)),
         )
 
     def run(

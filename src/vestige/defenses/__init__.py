@@ -14,6 +14,7 @@ from vestige.defenses.filters import (
     TopK,
     behind,
     filtered,
+    share_that_passed,
 )
 from vestige.defenses.memguard import DefenseClassifier, MemGuard
 
@@ -29,4 +30,5 @@ __all__ = [
     "TopK",
     "behind",
     "filtered",
+    "share_that_passed",
 ]

@@ -46,6 +46,7 @@ __all__ = [
     "TopK",
     "behind",
     "filtered",
+    "share_that_passed",
 ]
 
 Floats = NDArray[np.float64]
@@ -129,8 +130,9 @@ class Rounded(Filter):
     decimals: int
 
     def __post_init__(self) -> None:
-        if self.decimals < 0:
-            raise InvalidInput(f"expected decimals >= 0 to round to, got {self.decimals}")
+        # a double has no more
+        if not 0 <= self.decimals <= 15:
+            raise InvalidInput(f"expected 0 to 15 decimals to round to, got {self.decimals}")
 
     def shown(self, x: Any, log_p: Floats) -> Floats:
         return np.asarray(np.round(np.exp(log_p), self.decimals), dtype=np.float64)
@@ -259,12 +261,14 @@ class Kind:
         says: what it does, a few words.
         make: (model, the number, seed) -> the handle.
         number: whether a number follows the name: "whole", "any", or "none".
+        twice: whether what has passed it passes it again unchanged.
     """
 
     example: str
     says: str
     make: Callable[[BlackBox, float, int], BlackBox]
     number: str = "any"
+    twice: bool = False
 
 
 def _unfiltered(model: BlackBox, number: float, seed: int) -> BlackBox:
@@ -294,10 +298,10 @@ def _noise(model: BlackBox, number: float, seed: int) -> BlackBox:
 FILTERS: Mapping[str, Kind] = MappingProxyType(
     {
         "none": Kind("none", "all probabilities, as they are", _unfiltered, "none"),
-        "top": Kind("top3", "the 3 largest probabilities", _top, "whole"),
-        "round": Kind("round1", "probabilities rounded to 1 decimal", _round, "whole"),
+        "top": Kind("top3", "the 3 largest probabilities", _top, "whole", True),
+        "round": Kind("round1", "probabilities rounded to 1 decimal", _round, "whole", True),
         "temperature": Kind("temperature5", "probabilities at temperature 5", _temperature),
-        "label": Kind("label", "the predicted class alone", _label, "none"),
+        "label": Kind("label", "the predicted class alone", _label, "none", True),
         "noise": Kind("noise0.1", "Gaussian noise of scale 0.1, the label kept", _noise),
     }
 )
@@ -327,6 +331,25 @@ def behind(model: BlackBox, spec: str, *, seed: int = 0) -> BlackBox:
     for kind, number in _parsed(spec):
         model = kind.make(model, number, seed)
     return model
+
+
+def share_that_passed(spec: str, log_p: Floats) -> float | None:
+    """The share of answers (n, classes) that are what a filter shows; None where none can tell.
+
+    Rows of another filter, or of none, may look the same by chance; few of them do.
+
+    >>> import numpy as np
+    >>> rows = np.log([[0.7, 0.2, 0.1], [0.64, 0.25, 0.11]])
+    >>> share_that_passed("round1", rows), share_that_passed("noise0.1", rows)
+    (0.5, None)
+    """
+    kind, number = _parsed(spec)[-1]
+    if not kind.twice:
+        return None
+    filter = kind.make(_NoModel(), number, 0)
+    assert isinstance(filter, Filter)
+    again = filter.answers(np.zeros((len(log_p), 1)), log_p)
+    return float((np.abs(np.exp(again) - np.exp(log_p)).max(axis=1) < 1e-6).mean())
 
 
 def _parsed(spec: str) -> list[tuple[Kind, float]]:

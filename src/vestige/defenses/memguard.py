@@ -7,7 +7,7 @@ attacks via adversarial examples. CCS 2019. https://arxiv.org/abs/1909.10594
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -62,10 +62,10 @@ class DefenseClassifier:
         weights, biases: of the layers, (inputs, units) and (units,); ReLU between them.
     """
 
-    mean: Floats
-    spread: Floats
-    weights: tuple[Floats, ...]
-    biases: tuple[Floats, ...]
+    mean: Floats = field(repr=False)
+    spread: Floats = field(repr=False)
+    weights: tuple[Floats, ...] = field(repr=False)
+    biases: tuple[Floats, ...] = field(repr=False)
 
     @classmethod
     def fit(

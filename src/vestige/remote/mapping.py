@@ -223,9 +223,9 @@ def _check(table: Floats, outputs: str, tolerance: float) -> None:
     if off.max() > tolerance + 1e-9:
         raise RemoteError(
             f"expected {outputs} that sum to 1 for each record, got "
-            f"{table[int(off.argmax())].sum():.4g}; if the service rounds or leaves classes out, "
-            f"say tolerance={_with_slack(float(off.max()))} or more (for d digits 0.5 * classes * "
-            "10**-d, for the top k 0.99)"
+            f"{table[int(off.argmax())].sum():.4g}; if the service rounds, adds noise or leaves "
+            f"classes out, say tolerance={_with_slack(float(off.max()))} or more (for d digits 0.5 "
+            f"* classes * 10**-d, for the top k 0.99; {table.shape[1]} takes any row)"
         )
 
 

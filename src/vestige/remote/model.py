@@ -42,12 +42,13 @@ from vestige.remote.mapping import (
 )
 from vestige.remote.wire import VARIABLE, Lost, Reply, Wire, brackets, is_loopback
 
-__all__ = ["Backoff", "RemoteModel", "remote_of"]
+__all__ = ["KEYS", "Backoff", "RemoteModel", "remote_of"]
 
 Floats = NDArray[np.float64]
 
 BEARER = "Authorization: Bearer {token}"
 _SLOT = "{token}"
+_MINUTE = "%Y-%m-%d %H:%M"
 _SAME = 1e-4  # between two answers of one model, in probability
 
 
@@ -134,8 +135,8 @@ class RemoteModel:
             0.5 * classes * 10**-d, for the top k 0.99.
         max_bytes: of one answer.
         ca_file: PEM file of authorities to trust, for a service with a certificate of its own.
-        recheck: kept answers that a handle asks for again, once, before a new question; they are
-            charged. By them it is found that the model behind the address was replaced.
+        recheck: kept answers that a handle asks for again, in all, before it uses what others were
+            told; they are charged. By them a model that was replaced behind its address is found.
 
     Raises:
         InvalidInput: an argument is not as expected.
@@ -195,8 +196,8 @@ class RemoteModel:
         self._max_bytes = max_bytes
         self._not_before = 0.0
         self._n_queries = self._n_paid = self._n_cached = 0
-        self._to_recheck = recheck
-        self._sample: tuple[list[bytes], NDArray[Any], Floats] | None = None
+        self._recheck, self._n_rechecked = recheck, 0
+        self._own: set[bytes] = set()
         self._width: int | None = None
         # the token has no part in it: a new one finds the old answers
         self._service = hashlib.sha256(url.encode()).digest()
@@ -255,6 +256,11 @@ class RemoteModel:
         return self._n_cached
 
     @property
+    def n_rechecked(self) -> int:
+        """Kept answers that this handle has asked for again and found as they were."""
+        return self._n_rechecked
+
+    @property
     def place(self) -> str:
         """The address for messages: without the values of its query."""
         return self._place
@@ -295,14 +301,11 @@ class RemoteModel:
                 first.setdefault(key, k)
             rows, n_unfit = self._known(list(first))
             missing = [key for key in first if key not in rows]
-            kept = [key for key in first if key in rows][: self._to_recheck]
-            if kept and self._sample is None:
-                table = np.stack([rows[key] for key in kept])
-                self._sample = kept, np.asarray(x[[first[key] for key in kept]]), table
-            again = self._sample if missing else None
-            self._afford(len(missing) + (len(again[0]) if again else 0), n_unfit)
-            if again is not None:
-                self._compare_kept(*again)
+            again = self._again(rows)
+            self._afford(len(missing) + len(again), n_unfit)
+            if again:
+                x_again = np.asarray(x[[first[key] for key in again]])
+                self._compare_kept(again, x_again, np.stack([rows[key] for key in again]))
             n_asked = 0
             for start in range(0, len(missing), self._batch_size):
                 part = missing[start : start + self._batch_size]
@@ -326,7 +329,8 @@ class RemoteModel:
         """
         with self._lock:
             keys = list(dict.fromkeys(key for x in parts for key in self._keys(x)))
-            self._afford(len(keys) - len(self._answers.find(keys)), 0)
+            kept, n_unfit = self._known(keys)
+            self._afford(len(keys) - len(kept) + len(self._again(kept)), n_unfit)
 
     # --- what is asked ----------------------------------------------------------------------
 
@@ -373,7 +377,15 @@ class RemoteModel:
         either = (self._n_classes, 1) if self._n_classes == 2 else (self._n_classes,)
         return self._n_classes is None or width in either
 
+    def _again(self, kept: Mapping[bytes, Floats]) -> list[bytes]:
+        """Those of the kept answers that are asked for again: never what this handle was told."""
+        if not self._recheck:
+            return []
+        return [key for key in kept if key not in self._own][: self._recheck - self._n_rechecked]
+
     def _what_is_kept(self) -> str:
+        if self._answers.answered(self._service) is None:
+            return "nothing was answered so far"
         if self._answers.path is None:
             return "answers so far are lost with this program, since no cache= was named"
         return f"every answer so far is kept in {self._answers.path.name}"
@@ -397,6 +409,8 @@ class RemoteModel:
         found = self._answered(x, keys)
         rows = dict(zip(keys, found, strict=True))
         self._answers.keep(self._service, rows)
+        if self._recheck:
+            self._own |= rows.keys()
         # what is not what outputs= says is said before more is paid for
         self._logs(found)
         self._width = found.shape[1]
@@ -434,7 +448,7 @@ class RemoteModel:
             time.sleep(self._backoff.seconds(attempt - 1, found.after, random.random()))
 
     def _compare_kept(self, keys: Sequence[bytes], x: NDArray[Any], before: Floats) -> None:
-        """Ask for some kept answers again, once, before new ones are mixed with them.
+        """Ask for some kept answers again, before they are used and others join them.
 
         Raises:
             RemoteError: they are others now.
@@ -446,13 +460,14 @@ class RemoteModel:
                 np.exp(self._logs(before[part])), np.exp(self._logs(now)), atol=_SAME
             ):
                 since = self.answered
-                when = f" from {since[0]:%Y-%m-%d} to {since[1]:%Y-%m-%d}" if since else ""
+                when = f" between {since[0]:{_MINUTE}} and {since[1]:{_MINUTE}}" if since else ""
                 raise RemoteError(
                     f"expected the answers of {self._place} that were kept{when} again, got "
                     "others: the model was replaced, or answers at random; begin with a new "
                     "cache, or say recheck=0 (what was kept is as it was)"
                 )
-        self._sample, self._to_recheck = None, 0
+            self._own |= set(keys[part])
+            self._n_rechecked += len(now)
 
     def _body(self, x: NDArray[Any], ids: Sequence[str]) -> bytes:
         try:
@@ -622,10 +637,10 @@ def remote_of(table: Mapping[str, Any], folder: Path | str = ".") -> RemoteModel
         PlanError: an unknown key, or a value of another type.
     """
     for key, value in table.items():
-        if key not in _KEYS:
-            raise PlanError(f"expected {', '.join(_KEYS)} for a remote target, got {key!r}")
-        if type(value) not in _KEYS[key]:
-            kinds = " or ".join(_WORDS[kind] for kind in _KEYS[key])
+        if key not in KEYS:
+            raise PlanError(f"expected {', '.join(KEYS)} for a remote target, got {key!r}")
+        if type(value) not in KEYS[key]:
+            kinds = " or ".join(_WORDS[kind] for kind in KEYS[key])
             # not the value, which may be a password that was given by mistake
             raise PlanError(
                 f"expected {key} = {kinds} for a remote target, got {type(value).__name__}"
@@ -644,7 +659,7 @@ def remote_of(table: Mapping[str, Any], folder: Path | str = ".") -> RemoteModel
 
 
 _WORDS = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
-_KEYS: Mapping[str, tuple[type, ...]] = {
+KEYS: Mapping[str, tuple[type, ...]] = {
     "url": (str,),
     "outputs": (str,),
     "n_classes": (int,),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vestige.errors import MissingExtra
 from vestige.metrics import Estimate
-from vestige.report.report import ExposedRecords, Finding, ImagePreview, Report
+from vestige.report.report import ExposedRecords, Finding, ImagePreview, RecordsAtRisk, Report
 from vestige.report.wording import (
     estimate,
     estimate_parts,
@@ -82,6 +82,8 @@ def _content(report: Report) -> dict[str, Any]:
         "reasons": _reasons(findings),
         "exposed": report.exposed_records,
         "as_gallery": _all_images(report.exposed_records),
+        "risk": report.records_at_risk,
+        "risky_images": _all_images(report.records_at_risk),
         **_figures(report, findings, strongest),
     }
 
@@ -131,8 +133,8 @@ def _trains(finding: Finding | None) -> bool:
     return finding is not None and finding.threat_model.n_models > 0
 
 
-def _all_images(exposed: ExposedRecords | None) -> bool:
-    return exposed is not None and all(isinstance(r.preview, ImagePreview) for r in exposed.records)
+def _all_images(found: ExposedRecords | RecordsAtRisk | None) -> bool:
+    return found is not None and all(isinstance(r.preview, ImagePreview) for r in found.records)
 
 
 def _reasons(findings: Iterable[Finding]) -> list[str]:

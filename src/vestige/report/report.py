@@ -28,9 +28,11 @@ __all__ = [
     "ImagePreview",
     "Level",
     "Provenance",
+    "RecordsAtRisk",
     "Report",
     "ReportWarning",
     "Reproduce",
+    "RiskyRecord",
     "RocCurve",
     "RowPreview",
     "Service",
@@ -130,7 +132,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one attack found."""
+    """What one attack found, on the records that it scored: it said nothing of `n_abstained`."""
 
     attack: str
     title: str
@@ -146,6 +148,7 @@ class Finding:
     histogram: Histogram
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    n_abstained: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,62 @@ class ExposedRecords:
 
 
 @dataclass(frozen=True)
+class RiskyRecord:
+    """A record that stands out, with the one that is most like it.
+
+    The p-values are of "not a member": `p_value` the exact rank among models without the record,
+    `smooth_p_value` on a smooth curve through them; null, like `q_value`, where it was not tested.
+    The previews are null where records are not shown.
+    """
+
+    id: int | str
+    label: int
+    label_name: str
+    member: bool
+    expected_neighbors: float
+    p_value: float | None
+    smooth_p_value: float | None
+    q_value: float | None
+    recognized: bool
+    nearest_id: int | str | None
+    nearest_label_name: str
+    nearest_distance: float | None
+    preview: ImagePreview | RowPreview | None = None
+    nearest_preview: ImagePreview | RowPreview | None = None
+
+
+@dataclass(frozen=True)
+class RecordsAtRisk:
+    """Who stands out before the target is asked, and who of them it gives away.
+
+    Of `n_candidates`, `n_standing_out` have fewer than `beta` neighbors (all of them where null) to
+    expect at a cosine distance below `delta`; `n_members_out` of these are members. `n_tested` have
+    enough models without them, `n_models` each. `recognized` is the share of the members tested
+    with a p-value of at most `cutoff`, `mistaken` that of the non-members. `n_discovered` have a
+    q-value of at most `fdr`, `n_members_discovered` of them members. `records` are the first of
+    those that stand out, the smallest p-values first.
+    """
+
+    attack: str
+    delta: float
+    beta: float | None
+    features: str
+    n_candidates: int
+    n_standing_out: int
+    n_members_out: int
+    n_tested: int
+    n_models: int
+    cutoff: float
+    recognized: Estimate
+    mistaken: Estimate
+    fdr: float
+    n_discovered: int
+    n_members_discovered: int
+    method: str
+    records: tuple[RiskyRecord, ...]
+
+
+@dataclass(frozen=True)
 class ReportWarning:
     """A reservation about the whole report; `code` is stable ("few_records", ...)."""
 
@@ -231,12 +290,13 @@ class Service:
     """What stands between the audit and its target, where the target is asked over a network.
 
     `n_charged` counts every record sent that may have been charged: retries, and runs before this
-    one that kept their answers in the same cache. The dates are those of the first and the last
-    answer in it, ISO 8601.
+    one that kept their answers in the same cache; `n_now` those of this run. The dates are those
+    of the first and the last answer in the cache, ISO 8601.
     """
 
     address: str
     n_charged: int
+    n_now: int
     first_answer: str
     last_answer: str
 
@@ -275,6 +335,7 @@ class Report:
     exchangeability: Exchangeability
     findings: tuple[Finding, ...]
     exposed_records: ExposedRecords | None
+    records_at_risk: RecordsAtRisk | None
     warnings: tuple[ReportWarning, ...]
     reproduce: Reproduce
     provenance: Provenance

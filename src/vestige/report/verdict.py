@@ -15,8 +15,9 @@ The rule, in full, because somebody signs under it:
    rate of 1%. moderate: 0.10, or 5%. low: any excess, or more members recognized at one of the
    three false positive rates than that rate. Rates count by their widened lower ends, and only
    where members and non-members are exchangeable.
-4. none: no attack reaches any of this, and a high AUC is excluded too. Where it is not excluded,
-   or nothing was resolved, the answer is unknown.
+4. none: no attack reaches any of this, and a high AUC is excluded too (by the attacks that scored
+   all records, where there are such). Where it is not excluded, or nothing was resolved, the answer
+   is unknown.
 
 The strongest attack is the one of the highest level; among those, the one with the highest lower
 end of its AUC.
@@ -164,8 +165,11 @@ def _leak_sentence(level: Level, finding: Finding, chance: float) -> str:
 def _meaning(finding: Finding) -> str:
     auc = finding.metrics.get("auc")
     who = f"{_who(finding.threat_model)} can tell members from non-members"
+    # an attack may choose of whom it speaks; what it finds is then of these alone
+    scored = finding.n_members + finding.n_nonmembers
+    some = f", of the {plural(scored, 'record')} that it scores" if finding.n_abstained else ""
     if auc is not None and auc.value is not None:
-        who += f": shown one of each, they pick the member {100 * auc.value:.0f} times in 100"
+        who += f": shown one of each{some}, they pick the member {100 * auc.value:.0f} times in 100"
     strict = _recognizes(finding)
     return f"{who}. At the strictest setting measured this {strict}." if strict else f"{who}."
 
@@ -176,12 +180,13 @@ def _who(threat: ThreatModel) -> str:
 
 
 def _recognizes(finding: Finding) -> str:
+    whose = "these" if finding.n_abstained else "the"
     for name in RATES:
         rate = finding.metrics.get(name)
         if rate is not None and rate.value is not None:
             return (
-                f"recognizes {estimate(rate, as_percent=True)} of the members while wrongly "
-                f"accusing {rate_name(name)} of the non-members"
+                f"recognizes {estimate(rate, as_percent=True)} of {whose} members while wrongly "
+                f"accusing {rate_name(name)} of {whose} non-members"
             )
     return ""
 
@@ -211,7 +216,9 @@ def _no_leak(
     exchangeability: Exchangeability | None,
 ) -> Verdict:
     n_intervals = _n_intervals(resolved)
-    auc = max(_widened(f.metrics.get("auc"), n_intervals)[1] for f in resolved)
+    # what was found on a few records alone cannot exclude a leak, nor keep others from it
+    whole = [f for f in resolved if not f.n_abstained] or resolved
+    auc = max(_widened(f.metrics.get("auc"), n_intervals)[1] for f in whole)
     if auc - 0.5 >= AUC_EXCESS["high"] or chance > 0.5:
         return _too_uncertain(auc, resolved, reservations, exchangeability)
     return Verdict(

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 from vestige.metrics import NOT_ATTAINABLE, Estimate
 
 if TYPE_CHECKING:
-    from vestige.report.report import Finding, Report
+    from vestige.report.report import Finding, RecordsAtRisk, Report
 
 __all__ = [
     "as_text",
+    "at_risk",
     "estimate",
     "number",
     "p_value",
@@ -130,8 +131,38 @@ def as_text(report: "Report") -> str:
             f"{exposed.n_exposed:,} of {plural(exposed.n_tested, 'member')} exposed one by one "
             f"({exposed.attack}, false discovery rate {percent(exposed.fdr)}).",
         ]
+    if report.records_at_risk is not None:
+        lines += ["", at_risk(report.records_at_risk)]
     lines += ["", *(f"warning: {warning.message}" for warning in report.warnings)]
     return "\n".join(lines).rstrip()
+
+
+def at_risk(found: "RecordsAtRisk") -> str:
+    """Who stands out and who of them is recognized, in a sentence or two."""
+    some = f"{found.n_standing_out:,} of {plural(found.n_candidates, 'record')}"
+    stand = "stands" if found.n_standing_out == 1 else "stand"
+    if not found.n_standing_out:
+        return (
+            f"No record of {found.n_candidates:,} stands out before the model is asked "
+            f"({found.attack})."
+        )
+    said = (
+        f"{some} {stand} out before the model is asked ({found.attack}), "
+        f"{found.n_members_out:,} of them members"
+    )
+    if not found.n_tested:
+        return f"{said}; none could be tested."
+    cut = f"p <= {found.cutoff:g}"
+    if found.recognized.value is None:
+        told = f"at {cut} the share recognized is {estimate(found.recognized)}"
+    else:
+        told = f"at {cut} it recognizes {estimate(found.recognized, as_percent=True)} of these"
+    if found.mistaken.value is not None:
+        told += f", and {estimate(found.mistaken, as_percent=True)} of the non-members"
+    return (
+        f"{said}; {told}. At a false discovery rate of {percent(found.fdr)}, "
+        f"{found.n_discovered:,} {'is' if found.n_discovered == 1 else 'are'} recognized."
+    )
 
 
 _HEADER = ("attack", "AUC", "TPR at 1% FPR", "TPR at 0.1% FPR", "models", "queries")
@@ -141,7 +172,9 @@ def _row(finding: "Finding") -> tuple[str, ...]:
     metrics, cost = finding.metrics, finding.threat_model
     rates = (_cell(metrics.get(name), True) for name in ("tpr@0.01", "tpr@0.001"))
     auc = _cell(metrics.get("auc"), False)
-    return (finding.attack, auc, *rates, f"{cost.n_models:,}", f"{cost.n_queries:,}")
+    scored = finding.n_members + finding.n_nonmembers
+    some = f" ({scored:,} of {scored + finding.n_abstained:,})" if finding.n_abstained else ""
+    return (finding.attack + some, auc, *rates, f"{cost.n_models:,}", f"{cost.n_queries:,}")
 
 
 def _cell(value: Estimate | None, as_percent: bool) -> str:

@@ -77,7 +77,8 @@ def run_experiment(
             folder, experiment, one, scale, seed, tell
         )  # fmt: skip
         if found is not None:
-            tell(f"{one.id}: finished before")
+            other = found.provenance.get("code") != _code()
+            tell(f"{one.id}: finished before{', by other code: --fresh measures it again' * other}")
             results.append(found)
             continue
         context = Context(seed, scale, store, progress, lambda: _others(folder, experiment, scale))
@@ -111,7 +112,7 @@ def _measured(experiment: Experiment, row: Row, context: Context, folder: Path) 
         {
             "seed": context.seed,
             "when": when.isoformat(timespec="seconds"),
-            "code": source_digest(Path(vestige.__file__).parent)[:12],
+            "code": _code(),
             "versions": versions(),
             "machine": machine(),
             "load": round(load, 2),
@@ -120,6 +121,10 @@ def _measured(experiment: Experiment, row: Row, context: Context, folder: Path) 
     path = save(folder, result)
     # as it is read back, so that a resumed run gives what an undisturbed one gives
     return read(path)
+
+
+def _code() -> str:
+    return source_digest(Path(vestige.__file__).parent)[:12]
 
 
 def _finished(

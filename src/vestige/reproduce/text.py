@@ -21,7 +21,7 @@ def listing(experiments: Sequence[Experiment]) -> str:
 
 
 def table(experiment: Experiment, results: Sequence[RowResult]) -> str:
-    """Rows under columns, the paper's figure before ours where there is one."""
+    """Rows under columns, the paper's figure before ours where there is one; and what differs."""
     rows = [(experiment.row(result.row), result) for result in results]
     head, body = cells(experiment.columns, rows)
     widths = [max(len(line[k]) for line in (head, *body)) for k in range(len(head))]
@@ -29,6 +29,9 @@ def table(experiment: Experiment, results: Sequence[RowResult]) -> str:
         "  ".join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(pairs)).rstrip()
         for pairs in (list(zip(line, widths, strict=True)) for line in (head, *body))
     ]
+    scales = sorted({result.scale for result in results})
+    lines += ["", f"{experiment.paper}; at the scale {', '.join(scales)}."]
+    lines += [f"* {difference}" for difference in experiment.differences]
     return "\n".join(lines)
 
 

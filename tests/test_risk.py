@@ -1,0 +1,416 @@
+"""Who will stand out, before training: against loops, known effects and worlds without any."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import vestige as vs
+from vestige.attacks.gmia import smooth_log_p_values
+from vestige.errors import InvalidInput
+from vestige.pool import Pool
+from vestige.records import Records
+from vestige.risk import (
+    _change,
+    _differences,
+    _signed_rank,
+    _trials,
+    leave_out,
+    records_at_risk,
+)
+from vestige.training import MLP
+from worlds import Table
+
+
+def numbered(n):
+    """Records whose first column is their row, of two classes in turn."""
+    return Records.from_arrays(np.arange(n, dtype=np.float64)[:, None], np.arange(n) % 2)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A model's margin on a record is noise, and more by a known effect where it was trained on it.
+
+    Attributes:
+        effect: (n,) what training on a record adds to its margin.
+        hidden: rows that have their effect only in models trained on none of `by`.
+        by: rows that hide them.
+    """
+
+    effect: np.ndarray
+    hidden: tuple = ()
+    by: tuple = ()
+    suffix = ".npz"
+
+    def fit(self, records, seed):
+        n = len(self.effect)
+        rng = np.random.default_rng(seed)
+        phi = rng.normal(size=n)
+        rows = records.x[:, 0].astype(int)
+        effect = self.effect.copy()
+        if np.isin(self.by, rows).any():
+            effect[list(self.hidden)] = 0.0
+        phi[rows] += effect[rows]
+        logits = np.zeros((n, 2))
+        logits[np.arange(n), np.arange(n) % 2] = phi
+        return Table(logits)
+
+    def key(self):
+        return f"{self.effect.tobytes()} {self.hidden} {self.by}"
+
+
+# --- signed ranks ------------------------------------------------------------------------------
+
+
+def naive_signed_rank(d):
+    """P(sum of ranks with a positive sign >= the one seen), all signs being tossed."""
+    order = sorted(range(len(d)), key=lambda i: (abs(d[i]), i))
+    rank = {i: r + 1 for r, i in enumerate(order)}
+    seen = sum(rank[i] for i in rank if d[i] > 0)
+    sums = [
+        sum(rank[i] * s for i, s in enumerate(signs)) for signs in product((0, 1), repeat=len(d))
+    ]
+    return np.mean([s >= seen for s in sums])
+
+
+def test_signed_ranks_are_those_of_all_signs():
+    rng = np.random.default_rng(0)
+    d = rng.normal(size=(7, 20))
+    d[:, 10:] = rng.integers(-2, 3, (7, 10))  # ties and zeros
+    expected = [naive_signed_rank(column) for column in d.T]
+    np.testing.assert_allclose(_signed_rank(d), expected, rtol=1e-12)
+
+
+def test_signed_ranks_agree_with_scipy():
+    d = np.random.default_rng(1).normal(0.3, 1, (24, 30))
+    expected = stats.wilcoxon(d, alternative="greater", method="exact", axis=0).pvalue
+    np.testing.assert_allclose(_signed_rank(d), expected, rtol=1e-9)
+
+
+def test_many_pairs_do_not_overflow():
+    assert _signed_rank(np.ones((600, 1)))[0] == pytest.approx(2.0**-600, rel=1e-9)
+    assert _signed_rank(-np.ones((600, 1)))[0] == pytest.approx(1.0)
+
+
+# --- trials ------------------------------------------------------------------------------------
+
+
+def naive_trials(margins, inside, cutoff):
+    hits = np.zeros(inside.shape, dtype=bool)
+    for j in range(inside.shape[1]):
+        for m in range(len(inside)):
+            others = [k for k in range(len(inside)) if not inside[k, j] and k != m]
+            log_p = smooth_log_p_values(margins[m : m + 1, j], margins[others, j])[0]
+            hits[m, j] = np.exp(log_p) <= cutoff * (1 + 1e-9)
+    return hits
+
+
+@pytest.mark.parametrize("cutoff", [0.01, 0.1, 0.3])
+def test_trials_are_those_of_a_loop(cutoff):
+    n, k = 30, 24
+    rng = np.random.default_rng(2)
+    recipe, records = Toy(np.where(np.arange(n) < 10, 3.0, 0.0)), numbered(n)
+    member = vs.half_and_half(k, n, 0)
+    models = [recipe.fit(records[row], 100 + i) for i, row in enumerate(member)]
+    made = _trials(Pool(models, records, member), records, cutoff)
+    np.testing.assert_array_equal(made.inside, member)
+    np.testing.assert_array_equal(made.outside, ~member)
+    np.testing.assert_array_equal(made.hits, naive_trials(made.margins, member, cutoff))
+    j = int(rng.integers(n))
+    log_p = smooth_log_p_values(made.margins[member[:, j], j], made.margins[~member[:, j], j])
+    assert made.evidence[j] == pytest.approx(-log_p.mean() / np.log(10))
+
+
+def test_a_twin_in_the_other_half_leaves_nothing_to_compare():
+    records = numbered(6)
+    x = records.x.copy()
+    x[1] = x[0]
+    twins = Records.from_arrays(x, np.array([0, 0, 0, 1, 0, 1]))
+    member = vs.half_and_half(8, 6, 0)
+    models = [Toy(np.zeros(6)).fit(twins[row], i) for i, row in enumerate(member)]
+    made = _trials(Pool(models, twins, member), twins, 0.01)
+    both = member[:, 0] | member[:, 1]
+    np.testing.assert_array_equal(made.inside[:, 0], both)
+    np.testing.assert_array_equal(made.inside[:, 1], both)
+    apart = member[::2, 0] != member[::2, 1]
+    assert apart.any()
+    np.testing.assert_array_equal(_differences(made)[:, 0] == 0, apart)
+
+
+def test_records_that_every_model_saw_are_not_measured():
+    same = Records.from_arrays(np.zeros((6, 1)), np.zeros(6, dtype=int))
+    found = records_at_risk(same, Toy(np.zeros(6)), n_models=4, features="inputs", seed=0)
+    assert (found.n_out == 0).all() and (found.n_in == 4).all()
+    assert (found.caught == 0).all() and (found.low == 0).all() and (found.high == 1).all()
+    assert (found.p_values == 1).all() and (found.false == 0).all()
+    assert found.overall.value is None and found.overall.reason.startswith("not measured")
+    assert "How often a model is caught is not measured: hardly a record" in str(found)
+
+
+# --- records at risk ---------------------------------------------------------------------------
+
+
+def at_risk_of(effect, **settings):
+    settings = {"n_models": 32, "features": "inputs", "seed": 3, **settings}
+    return records_at_risk(numbered(len(effect)), Toy(effect), **settings)
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Effects 8 and 2 on ten records each, none on 180."""
+    effect = np.zeros(200)
+    effect[:10], effect[10:20] = 8.0, 2.0
+    return at_risk_of(effect)
+
+
+def test_large_effects_are_caught_and_come_first(known):
+    assert set(known.order[:10]) == set(range(10))
+    assert set(known.riskiest(10)) == set(known.ids[:10])
+    assert (known.caught[:10] > 0.9).all() and (known.low[:10] > 0.7).all()
+    # P(N(2, 1) is beyond the 1 % point of N(0, 1)) = 0.37, and a normal fitted to 16 blurs that
+    assert 0.2 < known.caught[10:20].mean() < 0.55
+    assert (known.n_in == 16).all() and (known.n_out == 16).all()
+
+
+def test_those_who_stand_out_are_the_right_ones(known):
+    found = known.stands_out
+    assert found[:10].all() and found[10:20].mean() >= 0.8
+    # 5 % false discoveries of about 20: 6 or more have a probability of 0.001
+    assert found[20:].sum() < 6
+    np.testing.assert_array_equal(known.q_values, vs.metrics.benjamini_hochberg(known.p_values))
+
+
+def test_neighbors_are_those_in_all_records(known):
+    # standardized, a single column points up or down: half of the others are neighbors
+    assert (known.expected == 99).all() and not known.isolated.any()
+    assert replace(known, expected=np.zeros(200)).isolated.all()
+
+
+def test_intervals_are_clopper_pearsons(known):
+    hits = np.rint(known.caught * 16)
+    low, high = vs.metrics.clopper_pearson(hits, 16)
+    np.testing.assert_allclose([known.low, known.high], [low, high])
+
+
+def test_without_any_effect_nobody_stands_out_and_mistakes_are_as_announced():
+    none = at_risk_of(np.zeros(600), n_models=64, seed=5)
+    assert not none.stands_out.any()
+    # 600 uniform p-values on a grid of 2^-32: the KS distance has a 0.1 % point of 0.08
+    assert stats.kstest(none.p_values, "uniform").statistic < 0.08
+    # with a normal fitted to 32 the tail beyond 1 % is a little more; never twice that
+    for overall in (none.overall, none.overall_false):
+        assert 0.004 < overall.low and overall.high < 0.02
+    assert none.overall.low < none.overall_false.value < none.overall.high
+
+
+def test_the_interval_of_the_mean_is_over_models(known):
+    assert known.overall.method == "t over 32 models"
+    assert known.overall.value == pytest.approx(known.caught.mean(), abs=1e-9)
+    assert known.overall.low < known.overall.value < known.overall.high
+
+
+def test_the_same_seed_gives_the_same_answer():
+    effect = np.linspace(0, 4, 40)
+    one, two, other = (at_risk_of(effect, n_models=8, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one.p_values, two.p_values)
+    np.testing.assert_array_equal(one.caught, two.caught)
+    assert (one.evidence != other.evidence).any()
+
+
+def test_it_prints_the_riskiest_first(known):
+    lines = str(known).splitlines()
+    assert "of 200 records stand out (false discovery rate 5%)" in lines[0]
+    assert "ask for n_models=398" in lines[1]
+    assert len(lines) == 2 + 1 + 1 + 10 and not lines[2]
+    assert lines[4].split()[0] in {str(i) for i in range(10)}
+    assert replace(known, n_out=known.n_out * 100).note == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_models": 7}, "at least 4, got 7; ask for 8"),
+        ({"n_models": 2}, "at least 4, got 2; ask for 4"),
+        ({"cutoff": 0.0}, "cutoff between 0 and 1, got 0.0"),
+        ({"fdr": 1.0}, "fdr between 0 and 1"),
+        ({"beta": 0.0}, "beta above 0"),
+        ({"delta": 3.0}, "delta"),
+        ({"features": "pixels"}, "features"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(InvalidInput, match=message):
+        at_risk_of(np.zeros(8), **{"n_models": 4, **settings})
+
+
+def test_few_records_and_foreign_counts_are_refused(known):
+    with pytest.raises(InvalidInput, match="at least 4 records, got 3"):
+        at_risk_of(np.zeros(3))
+    with pytest.raises(InvalidInput, match="expected 0 to 200 records, got 201"):
+        known.riskiest(201)
+
+
+def clusters(n=120, n_odd=4, seed=0):
+    """Two clouds a class apart, and a few records on the wrong side, far from one another."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    x = rng.normal(0, 0.3, (n, 8)) + 2.0 * (2 * y[:, None] - 1)
+    x[:n_odd] = 2.0 * (1 - 2 * y[:n_odd, None]) + 6.0 * np.eye(8)[:n_odd]
+    return Records.from_arrays(x.astype(np.float32), y)
+
+
+RECIPE = vs.TorchRecipe(MLP(8, 2, (32,)), epochs=40, batch_size=16, optimizer="adam", lr=0.01)
+
+
+def test_planted_records_are_found_by_networks(tmp_path):
+    records = clusters()
+    store = vs.Store(tmp_path)
+    found = records_at_risk(records, RECIPE, n_models=20, delta=0.05, seed=0, store=store)
+    assert set(found.riskiest(4)) == set(records.ids[:4])
+    assert found.stands_out[:4].all()
+    assert found.caught[:4].min() > 0.8 and found.caught[4:].mean() < 0.2
+    assert found.expected[:4].max() < np.median(found.expected[4:])
+    # their neighbors are others, and named in order of distance
+    assert (found.nearest != found.ids[:, None]).all()
+    assert (np.diff(found.distance, axis=1) >= 0).all()
+    asked = []
+    again = records_at_risk(
+        records,
+        RECIPE,
+        n_models=20,
+        delta=0.05,
+        seed=0,
+        store=store,
+        progress=lambda label, done, total: asked.append((done, total)),
+    )
+    assert asked[0] == (20, 20), "a second call trains nothing"
+    np.testing.assert_array_equal(again.caught, found.caught)
+
+
+# --- leaving out -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def onion():
+    """Ten records with an effect, and ten below them that have one once these are gone."""
+    effect = np.zeros(200)
+    effect[:20] = 8.0
+    recipe = Toy(effect, hidden=tuple(range(10, 20)), by=tuple(range(10)))
+    # the tables answer by the row below, so that what was trained on the first ten knows the test
+    records, test = numbered(200), numbered(200)[np.arange(10)]
+    test = replace(test, x=test.x + 0.5)
+    at_risk = records_at_risk(records, recipe, n_models=32, features="inputs", seed=0)
+    told = []
+    made = leave_out(
+        records,
+        test,
+        recipe,
+        at_risk,
+        shares=(0.05, 0.1),
+        n_models=32,
+        n_full=4,
+        seed=1,
+        progress=lambda label, done, total: told.append((done, total)),
+    )
+    return at_risk, made, told
+
+
+def test_arms_come_in_order_with_their_controls(onion):
+    _, made, _ = onion
+    assert [(a.n_left_out, a.chosen) for a in made.arms] == [
+        (0, "nobody"), (10, "riskiest"), (10, "random"), (20, "riskiest"), (20, "random"),
+    ]  # fmt: skip
+    assert [a.share for a in made.of("riskiest")] == pytest.approx([0.05, 0.1])
+
+
+def test_the_next_layer_of_the_onion_is_counted(onion):
+    at_risk, made, _ = onion
+    assert set(at_risk.riskiest(10)) == set(range(10))
+    nobody, riskiest, luck = made.arms[:3]
+    # each of the ten is caught in its own models, the ten below in none
+    assert nobody.n_exposed == 10 and nobody.n_newly_exposed == 0
+    assert riskiest.n_exposed == 10 and riskiest.n_newly_exposed == 10
+    assert luck.n_newly_exposed <= 1
+    assert riskiest.exposure.value > 0.05 > riskiest.false.high
+
+
+def test_none_of_the_models_that_chose_is_measured():
+    seeds = []
+
+    class Told(Toy):
+        def fit(self, records, seed):
+            seeds.append(seed)
+            return super().fit(records, seed)
+
+    records, recipe = numbered(40), Told(np.zeros(40))
+    at_risk = records_at_risk(records, recipe, n_models=4, features="inputs", seed=0)
+    chose = set(seeds)
+    seeds.clear()
+    test = replace(records, x=records.x + 0.5)
+    leave_out(records, test, recipe, at_risk, shares=(0.1,), n_models=4, n_full=2, seed=0)
+    assert len(chose) == 4 and len(seeds) == 3 * 6 and not chose & set(seeds)
+
+
+def test_progress_is_one_run(onion):
+    told = onion[2]
+    assert {total for _, total in told} == {5 * 36}
+    done = [d for d, _ in told]
+    assert done == sorted(done) and done[-1] == 180
+
+
+def test_what_it_costs_is_measured(onion):
+    nobody, riskiest, _, _, luck = onion[1].arms
+    assert nobody.change.value == 0.0
+    assert nobody.accuracy.value > 0.95 and luck.accuracy.value > 0.7
+    assert riskiest.accuracy.value < 0.75 and riskiest.change.high < 0
+    for arm in onion[1].arms:
+        assert arm.accuracy.low <= arm.accuracy.value <= arm.accuracy.high
+        assert arm.change.value == pytest.approx(arm.accuracy.value - nobody.accuracy.value)
+        assert arm.change.low <= arm.change.value <= arm.change.high
+
+
+def test_a_change_has_welchs_interval():
+    a, b = np.random.default_rng(0).normal(size=(2, 9)) * [[1.0], [3.0]]
+    made = _change(a, b)
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert (made.low, made.high) == pytest.approx((low, high))
+    same = _change(np.ones(3), np.ones(3))
+    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+
+
+def test_it_prints_a_line_for_each_arm(onion):
+    lines = str(onion[1]).splitlines()
+    assert len(lines) == 6
+    assert lines[0].split() == "left out accuracy change caught exposed newly".split()
+    assert lines[2].split()[:3] == ["10", "(5.0%)", "riskiest"]
+
+
+def test_what_cannot_be_left_out_is_refused(onion):
+    at_risk, recipe = onion[0], Toy(np.zeros(200))
+    records = numbered(200)
+    test = replace(records, x=records.x + 0.5)
+
+    def refused(message, records=records, test=test, **settings):
+        with pytest.raises(InvalidInput, match=message):
+            leave_out(records, test, recipe, at_risk, **settings)
+
+    refused("at_risk of these 199 records", records[:199])
+    refused("expected test records, got none", test=test[:0])
+    refused("got 100% that are among the records", test=records[:50])
+    refused("shares from 0 to 0.5, got 0.6", shares=(0.6,))
+    refused("shares from 0 to 0.5, got none", shares=())
+    refused("n_full of at least 2 models, got 1", n_full=1)
+    refused("at least 4, got 3", n_models=3)
+
+
+@pytest.mark.slow
+def test_leaving_out_planted_records_of_networks():
+    records, test = clusters(200, 6), clusters(400, 6, seed=1)[6:]
+    at_risk = records_at_risk(records, RECIPE, n_models=32, seed=0)
+    made = leave_out(records, test, RECIPE, at_risk, shares=(0.03,), n_models=32, n_full=4, seed=1)
+    nobody, riskiest, luck = made.arms
+    assert nobody.n_exposed == 6 and luck.n_exposed >= 4
+    assert riskiest.n_exposed == riskiest.n_newly_exposed == 0
+    assert riskiest.accuracy.value > 0.95
