@@ -10,6 +10,7 @@ from types import MappingProxyType
 from vestige.attacks.attack import About, Attack
 from vestige.attacks.extraction import Extraction
 from vestige.attacks.gmia import GMIA
+from vestige.attacks.indirect import IndirectGMIA
 from vestige.attacks.label_only import AugmentationVotes, BoundaryDistance
 from vestige.attacks.lira import LiRA
 from vestige.attacks.population import Population
@@ -31,6 +32,7 @@ __all__ = [
     "Entropy",
     "Extraction",
     "GMIA",
+    "IndirectGMIA",
     "LiRA",
     "Loss",
     "ModifiedEntropy",
