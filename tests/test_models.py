@@ -600,3 +600,10 @@ def test_no_answer_changes_its_largest_class() -> None:
     table = np.full((1, 5000), 1 / 5000)
     found = Predictions(probabilities=table).log_probabilities(np.array([[0]]))
     np.testing.assert_allclose(found, np.log(1 / 5000), rtol=1e-12)
+
+
+def test_a_zero_of_a_table_is_never_likelier_than_what_it_shows():
+    table = Predictions(probabilities=[[1.0, 1e-14, 0.0], [0.7, 0.3, 0.0]])
+    first, second = table.log_probabilities(np.array([[0], [1]]))
+    assert first[2] <= first[1] < np.log(2e-14)
+    assert second[2] == pytest.approx(np.log(1e-12), abs=1e-6)

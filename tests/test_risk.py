@@ -398,7 +398,7 @@ def test_what_cannot_be_left_out_is_refused(onion):
 
     refused("at_risk of these 199 records", records[:199])
     refused("expected test records, got none", test=test[:0])
-    refused("got 100% that are among the records", test=records[:50])
+    refused("got none that is not among the records", test=records[:50])
     refused("shares from 0 to 0.5, got 0.6", shares=(0.6,))
     refused("shares from 0 to 0.5, got none", shares=())
     refused("n_full of at least 2 models, got 1", n_full=1)

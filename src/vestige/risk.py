@@ -37,6 +37,9 @@ FDR = 0.05
 SHARES = (0.005, 0.01, 0.02, 0.05)
 SHOWN = 10
 
+FEWEST = 3
+"""Models without a record that a null distribution takes; with two, leaving one out leaves none."""
+
 LOCAL = Local()
 
 
@@ -60,7 +63,9 @@ class AtRisk:
             of halves.
         q_values: (n,) by Benjamini & Hochberg: the share of mistakes to expect among this record
             and all with a lower one, if called to stand out.
-        overall: the mean of `caught`, its interval by the spread over models.
+        overall: the mean of `caught`, its interval by the spread over models. This interval, as
+            `low` and `high`, is for these very models without the record: with others drawn it
+            would be wider by half.
         overall_false: the mean of `false` likewise: what `cutoff` is in truth.
         delta, beta, cutoff, fdr: as asked.
     """
@@ -221,7 +226,7 @@ def records_at_risk(
     near = neighborhood(records, pool, delta=delta, features=features, n_train=len(records))
     table = _trials(pool, records, cutoff)
     p_values = _signed_rank(_differences(table))
-    low, high = clopper_pearson(table.hits_in, np.where(table.n_out >= 2, table.n_in, 0))
+    low, high = clopper_pearson(table.hits_in, np.where(table.n_out >= FEWEST, table.n_in, 0))
     return AtRisk(
         ids=records.ids,
         y=records.y,
@@ -335,7 +340,8 @@ def leave_out(
 
     Args:
         records: as in `records_at_risk`.
-        test: records that no model is trained on, for the accuracy.
+        test: records that no model is trained on, for the accuracy; those that are among the
+            records are left out.
         recipe: how a model is trained.
         at_risk: of the same records; says which are the riskiest.
         shares: of the records to leave out, each in (0, 0.5], beside nobody; rounded to whole
@@ -358,7 +364,8 @@ def leave_out(
     # not the models that chose the riskiest, where the seed is the same
     seed = int(np.random.SeedSequence([seed, 62]).generate_state(1)[0] >> 1)
     n, rng = len(records), np.random.default_rng(seed)
-    counts = sorted({round(share * n) for share in shares} - {0})
+    counts = sorted({max(1, round(share * n)) for share in shares if share})
+    test = test[~np.isin(test.content_hash(), records.content_hash())]
     luck = rng.permutation(n)
     chosen = [("nobody", luck[:0])]
     for count in counts:
@@ -467,10 +474,10 @@ class _Trials:
 
     def over_models(self, side: Mask) -> Estimate:
         """The share of hits on a side, its interval by the spread of the models' own shares."""
-        tried = side & (self.n_out >= 2)
+        tried = side & (self.n_out >= FEWEST)
         some = tried.any(axis=1)
         if some.sum() < 2:
-            reason = "not measured: hardly a record has two models without it"
+            reason = f"not measured: hardly a record has {FEWEST} models without it"
             return Estimate(None, None, None, "none", reason=reason)
         shares = (self.hits & tried)[some].sum(axis=1) / tried[some].sum(axis=1)
         return _mean(shares, 0.0, 1.0)
@@ -484,7 +491,7 @@ def _trials(pool: Pool[BlackBox], records: Records, cutoff: float) -> _Trials:
     limit = np.log(cutoff) + 1e-12
     for j in range(len(records)):
         within, without = np.flatnonzero(inside[:, j]), np.flatnonzero(~inside[:, j])
-        if len(without) < 2:
+        if len(without) < FEWEST:
             continue
         null = margins[without, j]
         if len(within):
@@ -502,8 +509,6 @@ def _left_out_hits(null: Floats, cutoff: float, limit: float) -> Mask:
     least i / k: only the first few can be caught.
     """
     out = np.zeros(len(null), dtype=bool)
-    if len(null) < 3:
-        return out
     for i in np.argsort(-null, kind="stable")[: int(cutoff * len(null) + 1e-9) + 1]:
         out[i] = smooth_log_p_values(null[i : i + 1], np.delete(null, i))[0] <= limit
     return out
@@ -597,10 +602,9 @@ def _check_leave_out(
         )
     if not len(test):
         raise InvalidInput("expected test records, got none; keep some out of training")
-    both = np.isin(test.content_hash(), records.content_hash()).mean()
-    if both > 0.5:
+    if np.isin(test.content_hash(), records.content_hash()).all():
         raise InvalidInput(
-            f"expected test records that no model is trained on, got {both:.0%} that are among the "
+            "expected test records that no model is trained on, got none that is not among the "
             "records; keep some out of training"
         )
     wrong = [share for share in shares if not 0 <= share <= 0.5]

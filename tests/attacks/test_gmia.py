@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.interpolate import PchipInterpolator
 
 from vestige import metrics
 from vestige.attacks.gmia import (
@@ -76,6 +77,29 @@ def test_it_is_below_the_exact_rank_by_one_rank_at_most() -> None:
     within = (phi >= references.min()) & (phi <= references.max())
     assert (smooth <= exact + 1e-12).all()
     assert (smooth[within] >= exact[within] - 1 / 41 - 1e-12).all()
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 9, 40])
+def test_between_the_knots_it_is_scipys(n: int) -> None:
+    rng = np.random.default_rng(n)
+    for _ in range(30):
+        losses = np.unique(rng.exponential(size=n) ** rng.uniform(0.5, 3) + 1e-6)
+        heights = np.arange(1, n + 1) / (n + 1)
+        at = rng.uniform(losses[0], losses[-1], 50)
+        expected = PchipInterpolator(losses, heights)(at)
+        found = np.exp(smooth_log_p_values(margins(at), margins(losses)))
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("sure", [50.0, 200.0, 320.0, 500.0, 700.0])
+def test_losses_that_differ_by_hundreds_of_digits(sure: float) -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        references = sure + 20 * rng.normal(size=16)
+        phi = rng.permutation(references)[:3] + 1e-3
+        exact = metrics.rank_p_values(phi, references)
+        smooth = np.exp(smooth_log_p_values(phi, references, tail="conservative"))
+        assert (smooth <= exact + 1e-9).all() and (smooth >= exact - 1 / 17 - 1e-9).all()
 
 
 @pytest.mark.slow
@@ -219,6 +243,35 @@ def test_power_of_a_shift_is_that_of_the_normal_tail() -> None:
             expected = stats.norm.sf(stats.norm.isf(level) - shift)
             assert power == pytest.approx(expected, abs=0.04)
             assert size == pytest.approx(level, abs=0.025)
+
+
+def test_a_tie_with_a_reference_counts_against_the_record() -> None:
+    records = Records.from_arrays(np.arange(3)[:, None], np.zeros(3, dtype=int), classes="ab")
+    models = [Table(np.array([[5 + m, 5.0]] * 3)) for m in (1.0, 2.0, 2.0, 3.0)]
+    pool = Pool(models, records, np.zeros((4, 3), dtype=bool))
+    target = Table(np.array([[7.0, 5.0], [8.0, 5.0], [8.5, 5.0]]))
+    scores = GMIA(beta=None).run(target, records, pool)
+    assert scores.p_values is not None and scores.p_values.tolist() == [4 / 5, 2 / 5, 1 / 5]
+
+
+def test_ids_have_one_meaning_and_copies_are_known_in_any_type() -> None:
+    it = overfit_world(n_members=20, n_nonmembers=20, n_population=20, n_models=4)
+    other = Records(it.candidates.ids, it.candidates.x + 0.5, it.candidates.y)
+    with pytest.raises(InvalidInput, match="under the ids of the candidates"):
+        GMIA(beta=None).run(it.target, other, it.known)
+    rng = np.random.default_rng(0)
+    wide = Records.from_arrays(rng.normal(size=(9, 3)), np.zeros(9, dtype=int))
+    narrow = Records(100 + wide.ids, wide.x.astype(np.float32), wide.y)
+    pool: Pool[Any] = Pool([Table(np.zeros((9, 2)))], wide, np.ones((1, 9), dtype=bool))
+    assert trained_on_content(pool, narrow).all()
+
+
+def test_models_that_saw_none_of_the_pool_say_nothing_of_its_neighbors() -> None:
+    it = overfit_world(n_members=20, n_nonmembers=20, n_population=20, n_models=4)
+    blind = Pool(it.known.models, it.known.records, np.zeros_like(it.known.member))
+    with pytest.raises(InvalidInput, match="say n_train="):
+        neighborhood(it.candidates, blind)
+    assert neighborhood(it.candidates, blind, n_train=20).expected.max() > 0
 
 
 def test_a_record_that_every_model_saw_is_left_out() -> None:

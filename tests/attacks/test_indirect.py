@@ -504,7 +504,7 @@ def test_same_seed_same_queries_whatever_else_is_scored() -> None:
         np.testing.assert_array_equal(getattr(again, field.name), getattr(found(), field.name))
     other = replace(SMALL, seed=1).enhancing(outlier, known)
     assert other.x.shape != again.x.shape or (other.x != again.x).any()
-    both = concatenate(plane(9)[:1], outlier)
+    both = concatenate(replace(plane(9)[:1], ids=np.array([5000])), outlier)
     alone, among = (SMALL.run(targets.models[0], r, known) for r in (outlier, both))
     assert among.values[among.ids == 9999].tolist() == alone.values.tolist()
 

@@ -176,3 +176,11 @@ def test_refusals(tmp_path):
     with pytest.raises(PlanError, match=r"expected a row of tiny \(a, b, c\), got 'z'"):
         run_experiment(TINY, "ci", row="z", out=tmp_path)
     assert not (tmp_path / "tiny").exists()
+
+
+def test_curves_keep_six_digits(tmp_path):
+    (made,) = run_experiment(TINY, "ci", row="a", out=tmp_path)
+    curve = replace(made, series={"x": [0.123456789, 1e-9, 12345.678]})
+    results.save(tmp_path, curve)
+    path = results.path_of(tmp_path, TINY.id, "ci", "a")
+    assert results.read(path).series["x"] == [0.123457, 1e-9, 12345.7]

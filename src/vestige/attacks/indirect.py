@@ -186,6 +186,7 @@ class IndirectGMIA:
             "training data and how they were trained",
             needs_models=True,
             needs_features=True,
+            queries=self.max_queries or max(self.n_clusters, self.enough),
         )
 
     def run(

@@ -146,6 +146,9 @@ def at_risk(found: "RecordsAtRisk") -> str:
             f"No record of {found.n_candidates:,} stands out before the model is asked "
             f"({found.attack})."
         )
+    if found.beta is None:
+        # nobody was chosen
+        some, stand = f"All {plural(found.n_candidates, 'record')}", "are tested, and may stand"
     said = (
         f"{some} {stand} out before the model is asked ({found.attack}), "
         f"{found.n_members_out:,} of them members"
