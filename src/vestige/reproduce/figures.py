@@ -57,7 +57,7 @@ _STYLE: dict[str, Any] = {
 }
 
 
-class _Sheet:
+class Sheet:
     """Axes side by side that become an SVG."""
 
     def __init__(self, height: float, panels: int = 1) -> None:
@@ -98,7 +98,7 @@ def beside_the_paper(key: str, title: str) -> Drawing:
         shown = [r for r in results if key in r.estimates and r.estimates[key].value is not None]
         if not shown:
             return None
-        sheet = _Sheet(1.1 + 0.28 * len(shown))
+        sheet = Sheet(1.1 + 0.28 * len(shown))
         with sheet.styled():
             axes, places = sheet.axes, np.arange(len(shown))[::-1]
             for at, result in zip(places, shown, strict=True):
@@ -142,7 +142,7 @@ def precision_curves() -> Drawing:
         shown = [(r, _precisions(r)) for r in results if len(_precisions(r))]
         if not shown:
             return None
-        sheet = _Sheet(3.6)
+        sheet = Sheet(3.6)
         with sheet.styled():
             for k, (result, values) in enumerate(shown):
                 x = np.concatenate([[0.0], np.sort(values), [1.0]])
@@ -169,7 +169,7 @@ def precision_by_class(size: str, title: str) -> Drawing:
         shown = [r for r in results if len(_precisions(r)) and size in r.sizes]
         if not shown:
             return None
-        sheet = _Sheet(3.4)
+        sheet = Sheet(3.4)
         with sheet.styled():
             for k, data in enumerate(sorted({_family(r) for r in shown})):
                 rows = sorted((r for r in shown if _family(r) == data), key=lambda r: r.sizes[size])
@@ -205,7 +205,7 @@ def histograms(what: str) -> Drawing:
         shown = [r for r in results if f"{what}_members" in r.series]
         if not shown:
             return None
-        sheet = _Sheet(2.6, panels=len(shown))
+        sheet = Sheet(2.6, panels=len(shown))
         with sheet.styled():
             for axes, result in zip(sheet.panels, shown, strict=True):
                 inside = np.array(result.series[f"{what}_members"])
@@ -232,7 +232,7 @@ def gap_against_leakage() -> Drawing:
         shown = [r for r in results if r.series.get("gap")]
         if not shown:
             return None
-        sheet = _Sheet(3.4)
+        sheet = Sheet(3.4)
         with sheet.styled():
             result = shown[-1]
             sheet.axes.plot(
@@ -257,7 +257,7 @@ def fidelity_against_accuracy() -> Drawing:
         shown = [r for r in results if r.series.get("budget")]
         if not shown:
             return None
-        sheet = _Sheet(3.2, panels=2)
+        sheet = Sheet(3.2, panels=2)
         with sheet.styled():
             left, right = sheet.panels
             for k, result in enumerate(shown):

@@ -128,7 +128,7 @@ def _paper_only(experiment: Experiment) -> list[str]:
     if not keys:
         return []
     rows = [
-        [row.title, *(f"{row.paper[c.key]:.3f}" if c.key in row.paper else "-" for c in keys)]
+        [row.title, *(f"{row.paper[c.key]:.4g}" if c.key in row.paper else "-" for c in keys)]
         for row in experiment.rows
     ]
     return _table(["row", *(f"{c.title}: paper" for c in keys)], rows)

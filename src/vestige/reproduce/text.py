@@ -41,6 +41,7 @@ def cells(
     """The head and the lines of a table: the row's title, then for each column what the paper
     says, where it says something of any row, and what was measured."""
     reported = {c.key for c in columns if any(c.key in row.paper for row, _ in rows)}
+    counts = {k for k in reported for _, result in rows if _is_count(result.estimates.get(k))}
     head, body = ["row"], []
     for column in columns:
         head += [f"{column.title}: paper", "ours"] if column.key in reported else [column.title]
@@ -49,7 +50,8 @@ def cells(
         for column in columns:
             if column.key in reported:
                 said = row.paper.get(column.key)
-                line.append("-" if said is None else f"{said:.3f}")
+                digits = 0 if column.key in counts else 3
+                line.append("-" if said is None else f"{said:.{digits}f}")
             line.append(told(result.estimates.get(column.key)))
         body.append(line)
     return head, body
@@ -59,6 +61,12 @@ def told(estimate: Estimate | None) -> str:
     """0.678 [0.651, 0.704]; a dash for what is missing."""
     if estimate is None or estimate.value is None:
         return "-"
+    if _is_count(estimate):
+        return f"{estimate.value:,.0f}"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _is_count(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.method == "count"

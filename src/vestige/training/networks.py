@@ -46,6 +46,7 @@ class CNN:
         classes: logits.
         filters: of the two convolutions, 5x5.
         units: of the fully connected layer.
+        dropout: share of these units that a training step leaves out.
     """
 
     channels: int
@@ -53,6 +54,7 @@ class CNN:
     classes: int
     filters: tuple[int, int] = (16, 32)
     units: int = 128
+    dropout: float = 0.0
 
     def __call__(self) -> nn.Module:
         first, second = self.filters
@@ -66,5 +68,6 @@ class CNN:
             nn.Flatten(),
             nn.Linear(second * (self.size // 4) ** 2, self.units),
             nn.ReLU(),
+            *([nn.Dropout(self.dropout)] if self.dropout else []),
             nn.Linear(self.units, self.classes),
         )
