@@ -764,11 +764,15 @@ def test_an_address_where_somebody_else_is(no_ray, monkeypatch):
 
 @needs_ray
 def test_no_cluster_to_be_found(no_ray, monkeypatch):
-    # tests beside this one start clusters on this machine, which the process that looks first may
-    # find, and this one does not
-    nothing = functools.cache(set)  # it is cached there, too
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", nothing)
-    with pytest.raises(VestigeError, match="got: Could not find any running Ray instance"):
+    # tests beside this one start clusters on this machine: the process that looks finds none
+    blind = (
+        "import functools\n"
+        "from ray._private import services\n"
+        "services.find_gcs_addresses = functools.cache(set)\n"
+        "services.find_bootstrap_address = lambda *places: None\n"
+    )
+    monkeypatch.setattr(cluster, "_JOIN", blind + cluster._JOIN)
+    with pytest.raises(VestigeError, match="at auto, got: Could not find any running Ray instance"):
         list(Ray("auto").run(added, 1, [1]))
 
 
