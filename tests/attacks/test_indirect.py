@@ -340,6 +340,9 @@ def test_ranks_are_exact_for_exchangeable_models() -> None:
         assert band[0] <= (p <= level).sum() <= band[1]
     assert _rank(np.full(3, 9.0), margins[0, 1:]) == 1 / 20
     assert _rank(np.full(3, -9.0), margins[0, 1:]) == 1
+    # a reference that answers alike counts against the record
+    best = margins[0, 1:][margins[0, 1:].sum(axis=1).argmax()] + 9.0
+    assert _rank(best, np.vstack([best, margins[0, 2:]])) == 2 / 20
 
 
 # --- noise stays noise ---------------------------------------------------------------------------

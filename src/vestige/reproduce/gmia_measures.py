@@ -69,11 +69,15 @@ class Judged:
 def judge(settings: Settings, made: Trained) -> Judged:
     """Select by the references alone, then compare each target with them."""
     pool, references = made.records, made.references
-    near = neighborhood(pool, references, delta=settings.delta, features=settings.features)
     # a bootstrap of N draws holds less than N records, and a target holds N
-    drawn = float(references.member.sum(axis=1).mean())
-    expected = near.expected * made.n_train / drawn
-    chosen = np.asarray(expected < settings.beta)
+    near = neighborhood(
+        pool,
+        references,
+        delta=settings.delta,
+        features=settings.features,
+        n_train=made.n_train,
+    )
+    chosen = np.asarray(near.expected < settings.beta)
     phi, correct = made.targets.read([true_class_margin, correctness], pool)
     null = references.signals(true_class_margin, pool)
     outside = ~trained_on_content(references, pool)
@@ -84,7 +88,7 @@ def judge(settings: Settings, made: Trained) -> Judged:
         log_p[:, j] = smooth_log_p_values(phi[:, place], null[outside[:, place], place])
     member = made.targets.member
     return Judged(
-        chosen, member[:, chosen], log_p, ranks[:, chosen], member, ranks, correct, expected,
+        chosen, member[:, chosen], log_p, ranks[:, chosen], member, ranks, correct, near.expected,
         near.distance[:, 0],
     )  # fmt: skip
 
