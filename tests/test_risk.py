@@ -353,6 +353,30 @@ def test_none_of_the_models_that_chose_is_measured():
     assert len(chose) == 4 and len(seeds) == 3 * 6 and not chose & set(seeds)
 
 
+def test_the_control_leaves_out_records_at_random(onion):
+    at_risk, records, gone = onion[0], numbered(200), []
+
+    class Told(Toy):
+        def fit(self, own, seed):
+            if len(own) == 180:  # the models trained on all that is left
+                left = np.unique(np.asarray(own.x)[:, 0].astype(int))
+                gone.append(np.setdiff1d(np.arange(200), left))
+            return super().fit(own, seed)
+
+    recipe = Told(np.zeros(200))
+    test = replace(records, x=records.x + 0.5)
+    for seed in (0, 1):
+        leave_out(
+            records, test, recipe, at_risk, shares=(0.1,), n_models=4, n_full=2, seed=seed
+        )  # fmt: skip
+    riskiest, _, control, _, _, _, other, _ = gone
+    assert sorted(riskiest) == sorted(at_risk.order[:20])
+    assert set(control) != set(other)
+    # about ten of twenty are among the riskier half of the records; all or none are no draw
+    place = np.argsort(at_risk.order)
+    assert all(3 <= (place[rows] < 100).sum() <= 17 for rows in (control, other))
+
+
 def test_progress_is_one_run(onion):
     told = onion[2]
     assert {total for _, total in told} == {5 * 36}
