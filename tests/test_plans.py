@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from skops import io as skops_io
 
 from commands import PLAN, write_world
+from vestige import attacks
 from vestige.errors import BudgetSpent, DamagedFile, InvalidInput, PlanError, VestigeError
 from vestige.models import EstimatorModel, TorchModel
 from vestige.plans import BUILT_IN, built_in, plan_of
@@ -70,6 +71,16 @@ def test_all_of_training_can_be_said(folder):
     assert recipe.early_stopping.patience == 3
 
 
+def test_attacks_with_settings(folder):
+    text = PLAN + '[attacks.gmia]\ndelta = 1\nn_train = 7\n[attacks.near]\nattack = "gmia"\n'
+    (folder / "plan.toml").write_text(text + "[attacks.loss]\n")
+    assert plan_of("plan.toml").attacks == {
+        "gmia": attacks.GMIA(delta=1.0, n_train=7),
+        "near": attacks.GMIA(),
+        "loss": attacks.Loss(),
+    }
+
+
 def test_sides_in_files_of_their_own(folder):
     stored = np.load(folder / "records.npz")
     for name, part in (("a", slice(0, 50)), ("b", slice(50, 110)), ("c", slice(110, 160))):
@@ -110,7 +121,22 @@ BAD: dict[str, tuple[str, str]] = {
     "seed negative": ("seed = -1\n" + PLAN, "seed = a whole number from 0 in plan.toml, got -1"),
     "references text": (replaced("references = 4", 'references = "many"'), "references = a whole"),
     "references true": (replaced("references = 4", "references = true"), "got True"),
-    "attacks a number": ("attacks = 5\n" + PLAN, "attacks = text or a list of texts"),
+    "attacks a number": ("attacks = 5\n" + PLAN, "attacks = text, a list of texts, or a table"),
+    "attacks of no table": (PLAN + "[attacks]\ngmia = 3\n", "or a table for each attack"),
+    "attack of another name": (
+        PLAN + "[attacks.mine]\n",
+        "as the attack of [attacks.mine] of plan.toml, got 'mine'; name it so, or say attack =",
+    ),
+    "setting that an attack lacks": (
+        PLAN + "[attacks.gmia]\ndelt = 0.05\n",
+        "expected attack, delta, beta, features, center, n_train, split_references, tail in [",
+    ),
+    "setting of another kind": (
+        PLAN + '[attacks.gmia]\ndelta = "small"\n',
+        "expected delta like 0.1 in [attacks.gmia] of plan.toml, got 'small'",
+    ),
+    "switch as a number": (PLAN + "[attacks.gmia]\ncenter = 1\n", "center like False"),
+    "setting that makes no sense": (PLAN + "[attacks.gmia]\ndelta = 3\n", "delta in [1e-05, 2]"),
     "lr text": (replaced("0.02", '"fast"'), "lr = a number above 0 in [training] of plan.toml"),
     "lr zero": (replaced("0.02", "0"), "lr = a number above 0"),
     "lr infinite": (replaced("0.02", "inf"), "lr = a number above 0"),

@@ -7,16 +7,18 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vestige import datasets
+from vestige.attacks import BY_NAME
+from vestige.attacks.attack import Attack
 from vestige.audit import Plan
 from vestige.errors import DamagedFile, InvalidInput, PlanError, VestigeError
-from vestige.models import EstimatorModel, first_line, read_pickled_weights
+from vestige.models import BlackBox, EstimatorModel, first_line, read_pickled_weights
 from vestige.records import Records, Split, split
 from vestige.remote import KEYS, remote_of
 from vestige.training.fit import built
@@ -238,6 +240,10 @@ _RATE = _Kind("a number above 0", lambda v: _NUMBER.fits(v) and v > 0)
 _COUNTS = _Kind("a list of whole numbers from 1", _list_of(_whole(1)))
 _NAMES = _Kind("text or a list of texts", lambda v: _TEXT.fits(v) or _list_of(_TEXT)(v))
 _TABLE = _Kind("a table", lambda v: isinstance(v, Mapping))
+_ATTACKS = _Kind(
+    "text, a list of texts, or a table for each attack",
+    lambda v: _NAMES.fits(v) or (isinstance(v, Mapping) and all(map(_TABLE.fits, v.values()))),
+)
 _SIDE = _Kind("a whole number of records, or a file", lambda v: _TEXT.fits(v) or _whole(0).fits(v))
 
 _SECTIONS: Mapping[str, Mapping[str, _Kind]] = {
@@ -245,7 +251,7 @@ _SECTIONS: Mapping[str, Mapping[str, _Kind]] = {
         "name": _TEXT,
         "seed": _whole(0),
         "references": _whole(0),
-        "attacks": _NAMES,
+        "attacks": _ATTACKS,
         "data": _TABLE,
         "target": _TABLE,
         "training": _TABLE,
@@ -307,7 +313,7 @@ def _from_toml(path: Path, seed: int | None, trust_pickle: bool) -> Plan:
         target=target,
         recipe=recipe,
         references=said.get("references", 64),
-        attacks=said.get("attacks", "standard"),
+        attacks=_attacks_of(path, said.get("attacks", "standard")),
         seed=seed,
         name=said.get("name", path.stem),
         data_name=said["data"].get("set", said["data"].get("file", path.stem)),
@@ -351,6 +357,44 @@ def _check(path: Path, said: Said) -> None:
             "since a model that was trained before has its own members; write the records it was "
             "trained on, and others, to an .npz each"
         )
+
+
+def _attacks_of(path: Path, said: Any) -> Any:
+    """Names as they stand; of tables, attacks with these settings: [attacks.gmia] delta = 0.05."""
+    return {n: _attack_of(path, n, s) for n, s in said.items()} if _TABLE.fits(said) else said
+
+
+def _attack_of(path: Path, name: str, settings: Said) -> Attack[BlackBox]:
+    """An attack of `BY_NAME`, the one that `attack` names or else the table's own name."""
+    where, changed = f"[attacks.{name}] of {path.name}", dict(settings)
+    kind = changed.pop("attack", name)
+    if kind not in BY_NAME:
+        raise PlanError(
+            f"expected one of {', '.join(BY_NAME)} as the attack of {where}, got {kind!r}; name it "
+            'so, or say attack = "..." in it'
+        )
+    plain: Any = BY_NAME[kind]
+    # what text, numbers and switches say; the rest takes Python
+    known = {f.name: getattr(plain, f.name) for f in fields(plain)}
+    known = {n: v for n, v in known.items() if v is None or isinstance(v, (bool, int, float, str))}
+    for key, value in changed.items():
+        if key not in known:
+            raise PlanError(
+                f"expected attack, {', '.join(known)} in {where}, got {key!r}; correct the name"
+            )
+        if not _is_like(value, known[key]):
+            raise PlanError(f"expected {key} like {known[key]!r} in {where}, got {value!r}")
+    made: Attack[BlackBox] = replace(plain, **changed)
+    return made
+
+
+def _is_like(value: Any, plain: Any) -> bool:
+    """Whether a setting may be this; where the plain one is None, any number or text."""
+    if plain is None:
+        return type(value) in (int, float, str)
+    if isinstance(plain, float):
+        return type(value) in (int, float)
+    return type(value) is type(plain)
 
 
 def _image(data: Said, drawn: Split) -> tuple[int, ...]:

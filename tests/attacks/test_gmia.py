@@ -245,6 +245,41 @@ def test_power_of_a_shift_is_that_of_the_normal_tail() -> None:
             assert size == pytest.approx(level, abs=0.025)
 
 
+def test_one_half_of_the_references_chooses_and_the_other_tests() -> None:
+    """In noise, ranks of records that the same models chose are too small, of others exact."""
+    rng, n, k = np.random.default_rng(5), 4000, 16
+    records = Records.from_arrays(
+        np.arange(n)[:, None], np.zeros(n, dtype=np.int64), classes=["a", "b"]
+    )
+    # most say much, and some records stand out as models happen to say little of them
+    tables = [Table(np.column_stack([v, np.zeros(n)])) for v in rng.normal(2, size=(k + 1, n))]
+    pool = Pool(tables[1:], records, np.zeros((k, n), dtype=bool))
+    found = {}
+    for split, delta in ((False, 0.05), (True, 0.02)):
+        attack = GMIA(delta=delta, beta=2.0, n_train=n, split_references=split)
+        scores = attack.run(tables[0], records, pool)
+        judges = k // 2 if split else k
+        assert scores.p_values is not None and len(scores) > 400
+        ranks = np.rint(scores.p_values * (judges + 1)).astype(int)
+        assert ranks.min() == 1 and ranks.max() == judges + 1
+        times = np.bincount(ranks, minlength=judges + 2)[1:]
+        found[split] = stats.chisquare(times).pvalue
+        assert (attack.selected(records, pool)).sum() == len(scores)
+    assert found[False] < 1e-3 < found[True]
+
+
+def test_halves_of_the_references_keep_complementary_pairs_together() -> None:
+    it = overfit_world(n_members=40, n_nonmembers=40, n_population=40, n_models=8)
+    attack = GMIA(beta=None, split_references=True)
+    scores = attack.run(it.target, it.candidates, it.known)
+    # of the four that test, two were trained on each of these
+    assert scores.p_values is not None
+    inside = trained_on_content(it.known, it.candidates)[[2, 3, 6, 7]].sum(axis=0)
+    np.testing.assert_allclose(
+        np.rint(scores.p_values * (5 - inside)), scores.p_values * (5 - inside), atol=1e-9
+    )
+
+
 def test_a_tie_with_a_reference_counts_against_the_record() -> None:
     records = Records.from_arrays(np.arange(3)[:, None], np.zeros(3, dtype=int), classes="ab")
     models = [Table(np.array([[5 + m, 5.0]] * 3)) for m in (1.0, 2.0, 2.0, 3.0)]

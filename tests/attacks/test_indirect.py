@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -116,6 +117,51 @@ def test_small_spaces_are_drawn_from_uniformly() -> None:
         assert sum(times) == len(x) and stats.chisquare(times).pvalue > 1e-3
     assert stats.chisquare(x[:, 1:4].sum(axis=0)).pvalue > 1e-3
     assert stats.kstest(x[:, 4], "uniform", (-1, 3)).pvalue > 1e-3
+
+
+def test_marginals_are_those_of_the_pools_records() -> None:
+    rng = NORMAL(0)
+    hot = np.eye(3)[rng.choice(3, 400, p=[0.6, 0.3, 0.1])]
+    grade = rng.choice([1.0, 4.0], 400, p=[0.8, 0.2])
+    others = np.column_stack([grade, hot, rng.normal(size=400), hot[:, 0]])
+    schema = (Integer(1, 4), OneHot(3), Continuous(-9.0, 9.0), Binary())
+    space = space_of([4.0, 0, 0, 1, 8.0, 0], others, schema, least=0.01)
+    x = space.drawn(8000, 0.5, NORMAL(1), "marginals")
+    assert (x[:, 1:4].sum(axis=1) == 1).all() and np.isin(x[:, 4], others[:, 4]).all()
+    # draws that come again are left out, which makes the frequent ones less so
+    few = space.drawn(300, 0.5, NORMAL(1), "marginals")
+    np.testing.assert_allclose(few.mean(axis=0), others.mean(axis=0), atol=0.15)
+    assert np.corrcoef(others[:, [1, 5]].T)[0, 1] > 0.99
+    assert abs(np.corrcoef(few[:, [1, 5]].T)[0, 1]) < 0.2
+
+
+def test_noise_and_uniform_draws_can_be_asked_for() -> None:
+    small = space_of(ROW, [ROW, [1.0, 1, 0, 0, -1.0, 0]], SCHEMA)
+    near = small.drawn(500, 0.2, NORMAL(1), "noise")
+    assert np.abs(near[:, 4] - 0.5).max() < 1.0  # uniform draws go to -1 and 2
+    wide = space_of(np.zeros(100), NORMAL(0).normal(size=(50, 100)))
+    far = wide.drawn(500, 0.2, NORMAL(1), "uniform")
+    assert far.std() > 3 * wide.drawn(500, 0.2, NORMAL(1)).std()
+
+
+def test_a_query_that_is_rounded_onto_the_record_is_not_asked() -> None:
+    # the median distance is 7, so that nothing nearer than 0.35 may be asked
+    space = space_of([5.0], [[1.0], [3.0], [10.0]], (Integer(1, 10),), least=0.05)
+    everyone = Everywhere(lambda x: np.ones(len(x)))
+
+    def flat(x: Any) -> Any:
+        return np.ones(len(x)), np.zeros_like(x)
+
+    relaxed = np.array([[5.45], [8.2]])
+    assert space.far(space.projected(relaxed)).all()
+    x, found = IndirectGMIA(steps=3)._optimized(relaxed, flat, everyone, space)  # type: ignore[arg-type]
+    assert found.tolist() == [False, True] and x[1] == 8
+
+
+class Everywhere(NamedTuple):
+    """References whose influence is given."""
+
+    influence: Callable[[Any], Any]
 
 
 def test_large_spaces_are_drawn_from_around_the_record() -> None:
@@ -632,6 +678,7 @@ WRONG = {
     "least_distance": 0.0,
     "control": "none",
     "positive": "none",
+    "draw": "none",
     "max_queries": 0,
     "tail": "zero",
     "seed": -1,
@@ -642,6 +689,11 @@ WRONG = {
 def test_hyper_parameters_that_are_refused(name: str) -> None:
     with pytest.raises(InvalidInput, match="expected .*got"):
         IndirectGMIA(**{name: WRONG[name]})
+
+
+def test_models_trained_anew_are_compared_with_models_trained_anew() -> None:
+    with pytest.raises(InvalidInput, match="differ from the references by their seeds too"):
+        IndirectGMIA(positive="retrained", control="original")
 
 
 def test_what_cannot_be_attacked() -> None:

@@ -62,12 +62,13 @@ class GMIA:
     smoothed p-value of section 4.4. Other records are left out: nothing is said of them.
 
     Scores.p_values are ranks, (1 + #{L_i <= L}) / (k + 1): exact where the target is exchangeable
-    with the k reference models and all records are tested (`beta=None`). Of the records that are
-    chosen they are somewhat too small, as in the paper, since the choice looks at answers of the
-    same models (with 16 of them, in pure noise, p <= 0.18 came in 23 %, and the lowest rank in
-    6.2 % for 5.9 %). The smoothed ones, exp(-score), are smaller by up to one rank, and below
-    1 / (k + 1) they extrapolate a normal shape. Reference models that share records, as bootstraps
-    and halves do, agree more than independent ones: report the false positive rate that was seen.
+    with the k reference models and all records are tested (`beta=None`), or the choice is made by
+    other models (`split_references`). Else they are somewhat too small, as in the paper, since the
+    choice looks at answers of the same models (with 16 of them, in pure noise, p <= 0.18 came in
+    23 %, and the lowest rank in 6.2 % for 5.9 %). The smoothed ones, exp(-score), are smaller by up
+    to one rank, and below 1 / (k + 1) they extrapolate a normal shape. Reference models that share
+    records, as bootstraps and halves do, agree more than independent ones: report the false
+    positive rate that was seen.
 
     Args:
         delta: neighbors are records at a cosine distance below it.
@@ -77,6 +78,8 @@ class GMIA:
         center: subtract each feature's mean over the pool's records first.
         n_train: N, the size of the target's training set; None for that of the reference models',
             in which a record that was drawn twice counts once.
+        split_references: choose records by one half of the reference models and test them with the
+            other: exact ranks, half as fine.
         tail: of losses below all of the references': "normal", or "conservative" for 1 / (k + 1).
 
     Departs from the paper: losses are taken from log p_y - log(sum of the others), which keeps its
@@ -91,6 +94,7 @@ class GMIA:
     features: Features = "logits"
     center: bool = False
     n_train: int | None = None
+    split_references: bool = False
     tail: Literal["normal", "conservative"] = "normal"
 
     def __post_init__(self) -> None:
@@ -124,7 +128,8 @@ class GMIA:
             MissingModels: no candidate stands out, or none has two models trained without it.
         """
         pool = references_of(known)
-        outside = ~trained_on_content(pool, candidates)
+        judges = ~self._choosing(pool) if self.split_references else np.ones(len(pool.models), bool)
+        outside = ~trained_on_content(pool, candidates) & judges[:, None]
         enough = outside.sum(axis=0) >= 2
         if not enough.any():
             raise MissingModels(
@@ -160,8 +165,14 @@ class GMIA:
             features=self.features,
             center=self.center,
             n_train=self.n_train,
+            models=self._choosing(known) if self.split_references else None,
         )
         return np.asarray(found.expected < self.beta)
+
+    @staticmethod
+    def _choosing(pool: Pool[BlackBox]) -> Mask:
+        """Every other two: the two of a pair of complementary halves know of each other."""
+        return np.asarray(np.arange(len(pool.models)) // 2 % 2 == 0)
 
 
 def smooth_log_p_values(phi: Floats, references: Floats, *, tail: Tail = "normal") -> Floats:
@@ -246,6 +257,7 @@ def neighborhood(
     features: Features = "logits",
     center: bool = False,
     n_train: int | None = None,
+    models: Mask | None = None,
 ) -> Neighborhood:
     """How many neighbors each candidate would find in a training set, without asking the target.
 
@@ -256,6 +268,7 @@ def neighborhood(
         candidates: records that may be in the pool themselves.
         known: reference models and all records that they were trained on.
         delta: as in `GMIA`, like the following.
+        models: (n_models,) whose logits are looked at; None for all.
 
     Raises:
         InvalidInput: no models where their logits are asked for, or settings that make no sense.
@@ -263,7 +276,7 @@ def neighborhood(
     References: Long et al. 2018, section 4.3.
     """
     _check_neighbors(delta, features, n_train)
-    rows, others = _features(candidates, known, features, center)
+    rows, others = _features(candidates, known, features, center, models)
     own = _places(candidates.ids, known.records.ids)
     n, m = len(rows), min(NEAREST, len(others) - 1)
     count, nearest = np.zeros(n), np.zeros((n, m), dtype=np.int64)
@@ -300,7 +313,11 @@ def _check_neighbors(delta: float, features: str, n_train: int | None) -> None:
 
 
 def _features(
-    candidates: Records, known: Pool[BlackBox], features: Features, center: bool
+    candidates: Records,
+    known: Pool[BlackBox],
+    features: Features,
+    center: bool,
+    models: Mask | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Rows of length 1 for the candidates and for the pool's records."""
     sides: list[NDArray[Any]]
@@ -311,7 +328,7 @@ def _features(
         sides = [(side - mean) / np.where(spread > 0, spread, 1.0) for side in sides]
     else:
         pool = references_of(known)
-        sides = [_stacked(pool, records) for records in (candidates, pool.records)]
+        sides = [_stacked(pool, records, models) for records in (candidates, pool.records)]
     if center:
         mean = sides[1].mean(axis=0)
         sides = [side - mean for side in sides]
@@ -319,9 +336,10 @@ def _features(
     return rows, others
 
 
-def _stacked(pool: Pool[BlackBox], records: Records) -> NDArray[np.float32]:
-    """Logits of all models side by side, (n, n_models * classes)."""
-    table = pool.signals(centered_logits, records).transpose(1, 0, 2)
+def _stacked(pool: Pool[BlackBox], records: Records, models: Mask | None) -> NDArray[np.float32]:
+    """Logits of the models side by side, (n, n_models * classes)."""
+    table = pool.signals(centered_logits, records)
+    table = (table if models is None else table[models]).transpose(1, 0, 2)
     return np.ascontiguousarray(table, dtype=np.float32).reshape(len(records), -1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +37,12 @@ from vestige.synthesis import (
 from vestige.training import Recipe
 from vestige.training.influence import Hinge, hinge, twins
 
-__all__ = ["Enhancing", "IndirectGMIA"]
+__all__ = ["Draw", "Enhancing", "IndirectGMIA"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Indices = NDArray[np.int64]
+Draw = Literal["auto", "uniform", "marginals", "noise"]
 
 FEWEST = 4
 """References trained without a record: two to search with, two to judge with."""
@@ -107,8 +108,11 @@ class IndirectGMIA:
         recipe: how the references (and the target) were trained; needed.
         schema: of the records, flat; by default read off the pool's records and the candidate,
             one-hot groups as binary columns. Images have one range for all pixels.
-        n_random: random queries: uniform over the schema if it has up to 64 features, else normal
-            around the record.
+        n_random: random queries.
+        draw: how they are drawn: "uniform" over the schema, "noise" around the record, normal, or
+            "marginals", each feature from a record of the pool's, whichever; "auto" is uniform for
+            up to 64 features, else noise. Uniform draws fall on rare categories, where few records
+            decide and targets of one pool are off together; those of the marginals hardly do.
         n_clusters: random queries that are kept, at most: the middle of each cluster.
         enough: enhancing queries from which no others are optimized.
         theta: influence that a query must exceed; 0.95, Adult 0.9, MNIST 0.8 in the paper.
@@ -139,6 +143,7 @@ class IndirectGMIA:
     recipe: Recipe | None = None
     schema: Schema | None = None
     n_random: int = 5000
+    draw: Draw = "auto"
     n_clusters: int = 50
     enough: int = 10
     theta: float = 0.95
@@ -169,6 +174,15 @@ class IndirectGMIA:
             raise InvalidInput(f'expected positive "updated" or "retrained", got {self.positive!r}')
         if self.control not in ("paired", "original"):
             raise InvalidInput(f'expected control "paired" or "original", got {self.control!r}')
+        if self.control == "original" and self.positive == "retrained":
+            raise InvalidInput(
+                'expected control "paired" with positive "retrained", got "original": models '
+                "trained anew differ from the references by their seeds too"
+            )
+        if self.draw not in get_args(Draw):
+            raise InvalidInput(
+                f"expected draw among {', '.join(get_args(Draw))}, got {self.draw!r}"
+            )
         if self.tail not in ("normal", "conservative"):
             raise InvalidInput(
                 f'expected tail "normal" or "conservative", got {self.tail!r}; a p-value of zero '
@@ -284,7 +298,7 @@ class IndirectGMIA:
         self, half: _References, space: _Space, rng: np.random.Generator
     ) -> tuple[Floats, Mask]:
         """Queries (n, d) with enough influence on this half, and which of them were optimized."""
-        x = space.drawn(self.n_random, self.noise, rng)
+        x = space.drawn(self.n_random, self.noise, rng, self.draw)
         if not len(x):
             return x, np.zeros(0, dtype=bool)
         answers = special.expit(half.margins(half.models, space.inputs(x)))
@@ -485,8 +499,11 @@ class _Space:
         self._low, self._high = ends.T
         self._whole = np.repeat([not isinstance(f, Continuous) for f in schema], widths)
         self._whole |= self._dtype.kind in "iu"
-        groups = zip(schema, np.cumsum(widths), strict=True)
-        self._groups = [slice(e - f.width, e) for f, e in groups if isinstance(f, OneHot)]
+        parts = [slice(e - w, e) for w, e in zip(widths, np.cumsum(widths), strict=True)]
+        groups = zip(schema, parts, strict=True)
+        self._groups = [part for f, part in groups if isinstance(f, OneHot)]
+        # what marginals are drawn from
+        self._parts, self._rows = parts, x
         self._spread = np.full(d, x.std()) if len(self._shape) > 1 else x.std(axis=0)
         self.range = self._high - self._low
         few = x[rng.permutation(count)[:_ROWS]]
@@ -500,9 +517,14 @@ class _Space:
         found = schema_of(Records.from_arrays(rows, np.zeros(len(rows), dtype=np.int64)))
         return found * x.shape[1] if images else found
 
-    def drawn(self, n: int, noise: float, rng: np.random.Generator) -> Floats:
-        """Random queries (n, d), uniform in a small space, else around the record."""
-        if not self._small:
+    def drawn(self, n: int, noise: float, rng: np.random.Generator, how: Draw = "auto") -> Floats:
+        """Random queries (n, d); "auto" is uniform in a small space, else around the record."""
+        if how == "marginals":
+            x = np.empty((n, len(self._record)))
+            for part in self._parts:
+                x[:, part] = self._rows[rng.integers(len(self._rows), size=n), part]
+            return self._far(self.snapped(x))
+        if how == "noise" or (how == "auto" and not self._small):
             lots = rng.standard_normal((n, len(self._record)))
             return self._far(self.snapped(self._record + noise * self._spread * lots))
         lots = rng.random((n, len(self._record)))

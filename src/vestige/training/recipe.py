@@ -22,6 +22,7 @@ from vestige.errors import DamagedFile, InvalidInput
 from vestige.fingerprint import fingerprint
 from vestige.models import BlackBox, EstimatorModel, TorchModel, default_logits, named_columns
 from vestige.records import Records
+from vestige.training.forests import check_accelerated, fit_accelerated, fitted_by
 
 __all__ = [
     "EarlyStopping",
@@ -228,10 +229,19 @@ class EstimatorRecipe:
     Args:
         estimator: unfitted or fitted; only its parameters are used.
         floor: see `EstimatorModel`.
+        accelerate: fit random forests of fully grown trees by scikit-learn-intelex
+            (`vestige[intelex]`), in about a third of the CPU time. They are scikit-learn's forests
+            afterwards, but splits are chosen among 256 bins of a feature, so that they are not the
+            very same.
+
+    Raises:
+        InvalidInput: no `predict_proba`; or to accelerate, not a random forest, or one with
+            settings that scikit-learn-intelex treats otherwise.
     """
 
     estimator: Any
     floor: float | None = None
+    accelerate: bool = False
 
     suffix = ".skops"
 
@@ -241,6 +251,8 @@ class EstimatorRecipe:
                 f"expected a scikit-learn classifier with predict_proba, got "
                 f"{type(self.estimator).__name__}; wrap it in CalibratedClassifierCV"
             )
+        if self.accelerate:
+            check_accelerated(self.estimator)
 
     def fit(self, records: Records, seed: int) -> EstimatorModel:
         """One clone fitted on all the records."""
@@ -251,8 +263,12 @@ class EstimatorRecipe:
         states = np.random.SeedSequence(seed).generate_state(len(named))
         estimator.set_params(**{n: int(s >> 1) for n, s in zip(named, states, strict=True)})
         x = np.asarray(records.x[:]).reshape(len(records), -1)
+        columns = named_columns(x, records.columns)
         try:
-            estimator.fit(named_columns(x, records.columns), records.y)
+            if self.accelerate:
+                fit_accelerated(estimator, columns, records.y)
+            else:
+                estimator.fit(columns, records.y)
         except ValueError as error:
             raise InvalidInput(
                 f"expected records that {type(estimator).__name__} can be trained on, got "
@@ -262,7 +278,8 @@ class EstimatorRecipe:
         return EstimatorModel(estimator, n_classes=records.n_classes, floor=self.floor)
 
     def key(self) -> str:
-        return fingerprint([type(self).__name__, self.estimator, self.floor])
+        by = [fitted_by()] if self.accelerate else []
+        return fingerprint([type(self).__name__, self.estimator, self.floor, *by])
 
     def dumps(self, model: Any) -> bytes:
         return dump_estimator(model.estimator)
