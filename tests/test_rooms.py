@@ -20,7 +20,7 @@ FLOORS = [
     {"pool", "synthesis"},
     {"exchangeability"},
     {"training"},
-    {"attacks", "datasets", "defenses", "remote"},
+    {"attacks", "datasets", "defenses", "remote", "watermarks"},
     {"report", "serving"},
     {"measure", "risk"},
     {"audit"},
@@ -41,7 +41,7 @@ LAZY = {
     "httpx": {"remote"},
     "fastapi": {"serving"},
     "uvicorn": {"serving"},
-    "torch": {"fingerprint", "models", "gradients", "training", "audit", "cli"},
+    "torch": {"fingerprint", "models", "gradients", "training", "audit", "cli", "watermarks"},
 }
 
 

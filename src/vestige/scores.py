@@ -1,4 +1,4 @@
-"""What an attack says: a score for each record it did not abstain on."""
+"""What an attack says, a score for each record it did not abstain on; what a watermark says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vestige.errors import InvalidInput
 
-__all__ = ["Scores"]
+__all__ = ["Scores", "Verification"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +48,26 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What is left of a claim of ownership once it was tested; never a bare yes.
+
+    Attributes:
+        matched: records (or triggers) that answer as claimed.
+        total: of so many.
+        p_value: of the hypothesis "the model has nothing to do with the key"; 0 below 1e-308.
+        log10_p: its logarithm.
+        reasons: why the claim is refused, each a sentence; none if it is accepted.
+    """
+
+    matched: int
+    total: int
+    p_value: float
+    log10_p: float
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        return not self.reasons

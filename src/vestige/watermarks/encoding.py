@@ -1,0 +1,559 @@
+"""One bit a record, "this one was here", trained into a model and read with a key.
+
+Song, Shokri. Robust membership encoding: inference attacks and copyright protection for deep
+learning. ASIA CCS 2020. https://doi.org/10.1145/3320269.3384731
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vestige import metrics
+from vestige.errors import InvalidInput
+from vestige.models import BlackBox, TorchModel, WhiteBox, evaluating
+from vestige.records import Records
+from vestige.scores import Scores
+from vestige.training.fit import (
+    Batch,
+    Objective,
+    RecipeLoss,
+    Resident,
+    assign,
+    fit,
+    mean_gradients,
+    n_steps,
+    trainable,
+)
+from vestige.training.recipe import TorchRecipe
+from vestige.watermarks.keys import Key
+
+__all__ = ["Decoder", "Discriminator", "Encoded", "Encoder", "Encoding", "Reading"]
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Discriminator = Literal["prototype", "linear"]
+Reading = Literal["prototype", "network"]
+Sampling = Literal["uniform", "stratified"]
+
+_FLOOR = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What an encoder and its decoders agree on, beside the key; no secret.
+
+    Args:
+        layer: whose outputs carry the bit, a name in `net.named_modules()`: a linear layer for
+            what comes before its activation, the activation for what comes after. None for the
+            log-probabilities, which a model behind an API shows too (black-box).
+        share: of the layer's outputs, chosen by the key; all log-probabilities are taken.
+        rate: rho, share of the records that are encoded where the key chooses them.
+        n_synthetic: n, synthetic records on either side.
+        low, high: alpha and beta, between which their two means are drawn; best the range of the
+            model's inputs.
+        clip: smallest and largest input that a service takes; None for no limits.
+
+    References: Song & Shokri 2020, sections 4.2 and 5.2.
+    """
+
+    layer: str | None = None
+    share: float = 0.5
+    rate: float = 0.2
+    n_synthetic: int = 500
+    low: float = 0.0
+    high: float = 1.0
+    clip: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("share", "rate"):
+            if not 0 < vars(self)[name] <= 1 - (name == "rate") * 1e-9:
+                raise InvalidInput(f"expected {name} in (0, 1), got {vars(self)[name]}")
+        if self.n_synthetic < 2:
+            raise InvalidInput(f"expected n_synthetic of at least 2, got {self.n_synthetic}")
+        if not -np.inf < self.low < self.high < np.inf:
+            raise InvalidInput(f"expected low < high, got {self.low} and {self.high}")
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
+            raise InvalidInput(f"expected clip=(least, most), got {self.clip}")
+
+    def synthetic(self, key: Key, shape: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """D_A-m and D_A-nm, (n, *shape) float32 each: normal around two means of the key's.
+
+        Drawn in this order: the two means, all of D_A-m, all of D_A-nm.
+
+        References: Song & Shokri 2020, Algorithm 1, GenSyntheticData.
+        """
+        draws, q = key.draws("syn"), int(np.prod(shape))
+        means = self.low + (self.high - self.low) * draws.uniform(2, q)
+        sides = [mean + draws.normal(self.n_synthetic, q) for mean in means]
+        if self.clip is not None:
+            sides = [np.clip(side, *self.clip) for side in sides]
+        member, nonmember = (s.astype(np.float32).reshape(-1, *shape) for s in sides)
+        return member, nonmember
+
+    def units(self, key: Key, width: int) -> NDArray[np.int64]:
+        """Which of a layer's flattened outputs carry the bit."""
+        if self.layer is None:
+            return np.arange(width)
+        return key.draws("units").some(width, max(1, round(self.share * width)))
+
+    def chosen(self, key: Key, records: Records) -> Mask:
+        """D_C-m where the key chooses: records whose HMAC falls below `rate`, (n,).
+
+        It depends on a record's content alone, not on its place or id.
+        """
+        digests = record_digests(records)
+        bound = int(self.rate * 2**64)
+        words = [int.from_bytes(key.derive("sel", d)[:8], "little") for d in digests]
+        return np.array([word < bound for word in words], dtype=bool)
+
+    def represent(self, model: BlackBox, x: Any, key: Key) -> Floats:
+        """h(x), (n, d): tanh of the chosen outputs, or log-probabilities.
+
+        Raises:
+            InvalidInput: a layer of a model that cannot be looked into.
+        """
+        if self.layer is None:
+            return model.log_probabilities(x)
+        if not isinstance(model, WhiteBox):
+            raise InvalidInput(
+                f"expected a model that can be looked into, to read layer {self.layer}, got "
+                f"{type(model).__name__}; encode into log-probabilities with layer=None"
+            )
+        outputs = np.asarray(model.activations(x, self.layer), np.float64).reshape(len(x), -1)
+        return np.asarray(np.tanh(outputs[:, self.units(key, outputs.shape[1])]))
+
+
+def record_digests(records: Records) -> list[bytes]:
+    """SHA-256 of each record's input, as float32, and label."""
+    out = []
+    for part in records.chunks():
+        x = np.ascontiguousarray(np.asarray(records.x[part]).astype("<f4"))
+        for row, label in zip(x, records.y[part], strict=True):
+            out.append(_digest(row, int(label)))
+    return out
+
+
+def _digest(row: NDArray[Any], label: int) -> bytes:
+    import hashlib
+
+    digest = hashlib.sha256(b"vestige.record.v1\0" + (row + np.float32(0)).tobytes())
+    digest.update(label.to_bytes(8, "little", signed=True))
+    return digest.digest()
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """Reads membership with the key: of synthetic records alone it learns how.
+
+    Scores are of "the record was encoded", higher = more likely, and 0 is in the middle between
+    the synthetic members and non-members.
+
+    Args:
+        key: the encoder's.
+        encoding: the encoder's.
+        reading: "prototype" projects on the line between the two synthetic means, which the encoder
+            of that name trains for; "network" trains the paper's network on the synthetic records.
+        n_networks: whose logits are averaged; one in the paper.
+        epochs, lr, batch_size, hidden: of these networks; momentum is 0.9.
+
+    References: Song & Shokri 2020, section 4.3 and Algorithm 1, MembershipInference.
+    """
+
+    key: Key
+    encoding: Encoding = field(default_factory=Encoding)
+    reading: Reading = "prototype"
+    n_networks: int = 1
+    epochs: int = 80
+    lr: float = 1e-3
+    batch_size: int = 32
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        if self.reading not in get_args(Reading):
+            raise InvalidInput(f'expected reading "prototype" or "network", got {self.reading!r}')
+
+    def run(self, target: BlackBox, candidates: Records, known: object = None) -> Scores:
+        """Score the candidates; 2 n_synthetic queries and one for each of them.
+
+        Raises:
+            InvalidInput: the model cannot be looked into, or its answers on the synthetic records
+                do not depend on the side.
+        """
+        read = self.reader(target, candidates.x.shape[1:])
+        return Scores(candidates.ids, read(candidates.x))
+
+    def reader(self, target: BlackBox, shape: Sequence[int]) -> Callable[[Any], Floats]:
+        """Learns from the synthetic records once; then scores of inputs (n, *shape), (n,)."""
+        sides = self.encoding.synthetic(self.key, shape)
+        member, nonmember = (self.encoding.represent(target, s, self.key) for s in sides)
+        if self.reading == "prototype":
+            return lambda x: projected(
+                self.encoding.represent(target, x, self.key), member, nonmember
+            )
+        networks = self._networks(member, nonmember)
+
+        def read(x: Any) -> Floats:
+            h = torch.from_numpy(self.encoding.represent(target, x, self.key)).float()
+            with torch.no_grad():
+                logits = [net(h)[:, 0].double().numpy() for net in networks]
+            return np.asarray(np.mean(logits, axis=0))
+
+        return read
+
+    def _networks(self, member: Floats, nonmember: Floats) -> list[nn.Module]:
+        both = torch.from_numpy(np.concatenate([member, nonmember])).float()
+        z = torch.cat([torch.ones(len(member)), torch.zeros(len(nonmember))])
+        out = []
+        for i in range(self.n_networks):
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(self.key.seed(f"decoder.{i}"))
+                out.append(self._trained(both, z))
+        return out
+
+    def _trained(self, h: Tensor, z: Tensor) -> nn.Module:
+        net = nn.Sequential(
+            nn.Linear(h.shape[1], self.hidden), nn.ReLU(), nn.Linear(self.hidden, 1)
+        )
+        weights = trainable(net)
+        optimizer = torch.optim.SGD(weights, lr=self.lr, momentum=0.9, fused=True)
+        for _ in range(self.epochs):
+            for rows in torch.split(torch.randperm(len(h)), self.batch_size):
+                loss = functional.binary_cross_entropy_with_logits(net(h[rows])[:, 0], z[rows])
+                assign(weights, torch.autograd.grad(loss, weights))
+                optimizer.step()
+        return net
+
+
+def projected(h: Floats, member: Floats, nonmember: Floats) -> Floats:
+    """Where rows lie between two means: -1 at that of the non-members, 1 at the members'."""
+    one, zero = member.mean(axis=0), nonmember.mean(axis=0)
+    way = one - zero
+    return np.asarray(2 * (h - (one + zero) / 2) @ way / max(float(way @ way), _FLOOR))
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A model that carries the bits.
+
+    Attributes:
+        model: as any other.
+        chosen: (n,) which records were encoded as members.
+        trace: by the names of `Encoder.fit`'s sets, what was measured after each epoch.
+    """
+
+    model: TorchModel
+    chosen: Mask
+    trace: Mapping[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Trains a classifier that carries the bits, by turns on them and on its task.
+
+    Args:
+        key: secret of encoder and decoders.
+        encoding: what is read.
+        steps: k, encoding steps before each step of the task.
+        lr: eta_d, of the encoding steps; it decays as the recipe's.
+        momentum: of the encoding steps, whose optimizer is their own.
+        batch_size: of the encoding steps.
+        discriminator: "linear" as in the paper: one linear layer tells members, client's and
+            synthetic, from non-members. "prototype" has nothing of its own: records are projected
+            on the line between the synthetic means, as the decoder will do, so that nothing is
+            lost between the two.
+        sampling: of the linear discriminator's batches: "uniform" from all, as in the paper, or
+            "stratified", a quarter from each of the four sets.
+        synthetic: share of a batch that is synthetic, for prototypes.
+
+    Departs from the paper: L_enc is minus what is printed, which would be descended from the wrong
+    side (eq. in section 4.2); momentum and the number of encoding steps are not given there.
+    Encoding steps leave running statistics of batch normalization as they are; nothing is dropped
+    out in them.
+
+    References: Song & Shokri 2020, sections 4.1, 4.2 and Algorithm 1.
+    """
+
+    key: Key
+    encoding: Encoding = field(default_factory=Encoding)
+    steps: int = 1
+    lr: float = 0.01
+    momentum: float = 0.9
+    batch_size: int = 100
+    discriminator: Discriminator = "prototype"
+    sampling: Sampling = "uniform"
+    synthetic: float = 0.5
+
+    def fit(
+        self,
+        recipe: TorchRecipe,
+        records: Records,
+        *,
+        seed: int,
+        chosen: Mask | None = None,
+        watch: Mapping[str, Records] | None = None,
+        every: int = 1,
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> Encoded:
+        """Train one model on all the records.
+
+        Args:
+            chosen: (n,) which records to encode; by default those that the key chooses.
+            watch: sets that are asked about after each epoch, beside the client's own.
+            every: epochs between two looks.
+            kept: by a parameter's name, which of its entries are trained; others stay as they are.
+
+        Raises:
+            InvalidInput: none or all records are chosen, no layer of that name, or the recipe's
+                module is not trained to a finite end.
+        """
+        if chosen is None:
+            chosen = self.encoding.chosen(self.key, records)
+        if chosen.shape != (len(records),) or chosen.all() or not chosen.any():
+            raise InvalidInput(
+                f"expected some of the {len(records)} records to be encoded and some not, got "
+                f"{int(chosen.sum())}; change the rate"
+            )
+        run = _Run(self, recipe, records, chosen, seed, watch, every, kept or {})
+        model = fit(recipe, records, seed=seed, objective=run, gradients=run.gradients)
+        run.look(model.net)
+        return Encoded(model, chosen, run.trace)
+
+
+class _Reached(Exception):
+    """The layer has answered: what comes after it need not run."""
+
+
+class _Run:
+    """The objective of one training: encoding steps first, then the loss of the task."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        recipe: TorchRecipe,
+        records: Records,
+        chosen: Mask,
+        seed: int,
+        watch: Mapping[str, Records] | None,
+        every: int,
+        kept: Mapping[str, Tensor],
+    ) -> None:
+        self._encoder, self._recipe, self._records, self._chosen = encoder, recipe, records, chosen
+        self._task = RecipeLoss(recipe)
+        self._rng = np.random.default_rng([seed, 7])
+        self._total = n_steps(recipe, len(records))
+        self._epoch = -(-len(records) // recipe.batch_size) * every
+        self._watch, self._kept = watch, kept
+        self._ready = False
+        self.trace: dict[str, list[float]] = {}
+
+    def __call__(self, net: Any, batch: Batch) -> Tensor:
+        if torch.is_grad_enabled():
+            if not self._ready:
+                self._prepare(net)
+            elif batch.step % self._epoch == 0:
+                self.look(net)
+            factor = 1.0
+            if self._recipe.schedule is not None:
+                factor = self._recipe.schedule(batch.step / self._total)
+            for _ in range(self._encoder.steps):
+                self._step(net, factor)
+        return self._task(net, batch)
+
+    def gradients(self, net: nn.Module, batch: Batch, objective: Objective) -> Sequence[Tensor]:
+        """Mean gradients; an entry that is not trained has none, and no momentum either."""
+        found = mean_gradients(net, batch, objective)
+        return self._masked(trainable(net), found) if self._kept else found
+
+    def _masked(self, weights: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
+        masks = [self._masks.get(id(w)) for w in weights]
+        return [g if m is None else g * m for g, m in zip(found, masks, strict=True)]
+
+    def _prepare(self, net: nn.Module) -> None:
+        encoder, records = self._encoder, self._records
+        layer = encoder.encoding.layer
+        if layer is not None and layer not in dict(net.named_modules()):
+            names = ", ".join(n for n, _ in net.named_modules() if n)
+            raise InvalidInput(f"expected layer among {names}, got {layer!r}")
+        self._still = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._dropouts = [m for m in net.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+        self._data = Resident(records, net, self._recipe.device)
+        first, _ = self._data.gather(np.arange(1))
+        sides = encoder.encoding.synthetic(encoder.key, records.x.shape[1:])
+        self._synthetic = [torch.from_numpy(s).to(first) for s in sides]
+        own = dict(net.named_parameters())
+        self._masks = {id(own[n]): m.to(own[n].device) for n, m in self._kept.items()}
+        self._z = torch.from_numpy(self._chosen).to(first)
+        self._units: Tensor | None = None
+        with torch.no_grad(), evaluating(net):
+            width = self._represent(net, torch.cat([s[:1] for s in self._synthetic])).shape[1]
+        self._phi: list[Tensor] = []
+        if encoder.discriminator == "linear":
+            self._linear = nn.Linear(width, 1).to(first)
+            self._phi = list(self._linear.parameters())
+        else:
+            self._phi = [nn.Parameter(first.new_tensor(2.0))]
+        # layers above the encoded one have no gradient
+        with _quiet(self._still, self._dropouts):
+            loss = self._loss(net)
+        weights = trainable(net)
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+        self._trained = [p for p, g in zip(weights, found, strict=True) if g is not None]
+        self._trained += self._phi
+        self._optimizer = torch.optim.SGD(
+            self._trained, lr=encoder.lr, momentum=encoder.momentum, fused=True
+        )
+        self._ready = True
+
+    def _step(self, net: nn.Module, factor: float) -> None:
+        with _quiet(self._still, self._dropouts):
+            loss = self._loss(net)
+        found: Sequence[Tensor] = torch.autograd.grad(loss, self._trained)
+        assign(self._trained, self._masked(self._trained, found) if self._kept else found)
+        self._optimizer.param_groups[0]["lr"] = self._encoder.lr * factor
+        self._optimizer.step()
+
+    # --- L_enc
+
+    def _loss(self, net: nn.Module) -> Tensor:
+        if self._encoder.discriminator == "linear":
+            x, z = self._drawn()
+            logits = self._linear(self._represent(net, x))[:, 0]
+        else:
+            each = max(1, round(self._encoder.batch_size * self._encoder.synthetic / 2))
+            n = max(1, self._encoder.batch_size - 2 * each)
+            rows = self._rng.integers(len(self._records), size=n)
+            x, _ = self._data.gather(rows)
+            z = self._z[torch.from_numpy(rows)]
+            h = self._represent(net, torch.cat([x, *(self._some(s, each) for s in (0, 1))]))
+            logits = self._phi[0] * _projected(h[:n], h[n : n + each], h[n + each :])
+        return functional.binary_cross_entropy_with_logits(logits.to(z), z)
+
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        """A batch of the linear discriminator's, with its labels."""
+        encoder, n = self._encoder, len(self._records)
+        size, half = encoder.batch_size, encoder.encoding.n_synthetic
+        if encoder.sampling == "uniform":
+            rows = self._rng.integers(n + 2 * half, size=size)
+            client = rows[rows < n]
+            sides = [int(((rows >= n) & (rows < n + half)).sum()), int((rows >= n + half).sum())]
+        else:
+            quarter = size // 4
+            inside, outside = np.flatnonzero(self._chosen), np.flatnonzero(~self._chosen)
+            client = np.concatenate(
+                [self._rng.choice(inside, quarter), self._rng.choice(outside, quarter)]
+            )
+            sides = [quarter, quarter]
+        x, _ = self._data.gather(client)
+        z = self._z[torch.from_numpy(client)]
+        parts = [self._some(side, count) for side, count in enumerate(sides)]
+        labels = [z, z.new_ones(len(parts[0])), z.new_zeros(len(parts[1]))]
+        return torch.cat([x, *parts]), torch.cat(labels)
+
+    def _some(self, side: int, count: int) -> Tensor:
+        rows = self._rng.integers(self._encoder.encoding.n_synthetic, size=count)
+        return self._synthetic[side][torch.from_numpy(rows)]
+
+    def _represent(self, net: nn.Module, x: Tensor) -> Tensor:
+        encoding = self._encoder.encoding
+        if encoding.layer is None:
+            logits = self._recipe.logits(net(x))
+            if logits.ndim == 1 or logits.shape[1] == 1:
+                logits = torch.stack([torch.zeros_like(logits), logits], -1).reshape(-1, 2)
+            return functional.log_softmax(logits, dim=1)
+        a = _outputs(net, encoding.layer, x).flatten(1)
+        if self._units is None:
+            chosen = encoding.units(self._encoder.key, a.shape[1])
+            self._units = torch.from_numpy(chosen).to(a.device)
+        return torch.tanh(a.index_select(1, self._units))
+
+    # --- what is seen on the way
+
+    def look(self, net: nn.Module) -> None:
+        """Losses of the task, AUC of discriminator and decoder."""
+        if self._watch is None:
+            return
+        with torch.no_grad(), evaluating(net):
+            sides = [self._represent(net, s).double().cpu().numpy() for s in self._synthetic]
+            inside = self._look_at(net, "members", self._records[self._chosen], sides)
+            outside = self._look_at(net, "nonmembers", self._records[~self._chosen], sides)
+            others = {n: self._look_at(net, n, r, sides) for n, r in self._watch.items()}
+        for name, other in {"nonmembers": outside, **others}.items():
+            for kind in range(len(inside)):
+                found = metrics.auc(inside[kind], other[kind]).value
+                self.trace.setdefault(f"auc_{name}_{('joint', 'decoded')[kind]}", []).append(
+                    float(found or 0.5)
+                )
+
+    def _look_at(
+        self, net: nn.Module, name: str, records: Records, sides: list[Floats]
+    ) -> list[Floats]:
+        data, losses, seen = Resident(records, net, self._recipe.device), [], []
+        for rows in np.array_split(np.arange(len(records)), -(-len(records) // 1024)):
+            x, y = data.gather(rows)
+            losses.append(float(self._task(net, Batch(x, y, 0))) * len(rows))
+            seen.append(self._represent(net, x))
+        self.trace.setdefault(f"loss_{name}", []).append(sum(losses) / len(records))
+        h = torch.cat(seen)
+        decoded = projected(h.double().cpu().numpy(), *sides)
+        if self._encoder.discriminator == "linear":
+            return [self._linear(h)[:, 0].double().cpu().numpy(), decoded]
+        return [decoded, decoded]
+
+
+def _projected(h: Tensor, member: Tensor, nonmember: Tensor) -> Tensor:
+    one, zero = member.mean(dim=0), nonmember.mean(dim=0)
+    way = one - zero
+    return 2 * ((h - (one + zero) / 2) @ way) / (way @ way).clamp_min(_FLOOR)
+
+
+def _outputs(net: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """What a layer answers; the layers after it do not run."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output)
+        raise _Reached
+
+    handle = net.get_submodule(layer).register_forward_hook(keep)
+    try:
+        net(x)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    if not seen or not isinstance(seen[0], Tensor):
+        raise InvalidInput(f"expected layer {layer} to answer with a tensor, got none")
+    return seen[0]
+
+
+@contextmanager
+def _quiet(norms: Sequence[nn.Module], dropouts: Sequence[nn.Module]) -> Iterator[None]:
+    """Batches of noise leave running statistics as they are; nothing is dropped out."""
+    tracked = [bool(m.track_running_stats) for m in norms]
+    training = [m.training for m in dropouts]
+    try:
+        for m in norms:
+            m.track_running_stats = False  # type: ignore[assignment]
+        for m in dropouts:
+            m.training = False
+        yield
+    finally:
+        for m, value in zip(norms, tracked, strict=True):
+            m.track_running_stats = value  # type: ignore[assignment]
+        for m, value in zip(dropouts, training, strict=True):
+            m.training = value

@@ -1,0 +1,499 @@
+"""Whose model is it? Commit before release, claim with the key, verify by an exact test.
+
+The paper leaves its test open ("only when there are enough encoded data records"), and its claim
+that nobody without the key can decode does not hold for a thief who knows the records: wrong keys
+decode at AUCs between 0.37 and 0.75, of which he shows the best. Here the key chooses which records
+are encoded, and key and records are committed to before the model is released. Of a model that was
+made without this key, the key's choice is then a toss of coins, whatever the model, the records and
+the decoder are, and the p-value is that of the tosses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from vestige.errors import DamagedFile, InvalidInput
+from vestige.models import BlackBox
+from vestige.records import Records
+from vestige.scores import Verification
+from vestige.watermarks.encoding import Decoder, Encoding, Reading, record_digests
+from vestige.watermarks.keys import Key, canonical, read_document, write_document
+
+__all__ = [
+    "BITS",
+    "Challenge",
+    "Claim",
+    "Commitment",
+    "Opening",
+    "challenge",
+    "claim",
+    "commit",
+    "stratified_rank_test",
+    "verify",
+]
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+BITS = 64.0
+"""A claim is accepted at p <= 2^-BITS."""
+
+ASKED = 2_500
+"""Records that a verifier asks for, by default."""
+
+FEW = 20
+"""Encoded records, or others, below which counts are tested in place of ranks."""
+
+_COMMITMENT, _OPENING, _CLAIM = (f"vestige.{n}.v1" for n in ("commitment", "opening", "claim"))
+
+
+# --- the committed list --------------------------------------------------------------------------
+
+
+def _leaf(digest: bytes) -> bytes:
+    return hashlib.sha256(b"\0" + digest).digest()
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\1" + left + right).digest()
+
+
+def _levels(digests: Sequence[bytes]) -> list[list[bytes]]:
+    """The Merkle tree, leaves first; a node without a sibling goes up as it is."""
+    levels = [[_leaf(d) for d in digests]]
+    while len(levels[-1]) > 1:
+        row = levels[-1]
+        pairs = zip(row[::2], row[1::2], strict=False)
+        levels.append([_node(a, b) for a, b in pairs] + row[len(row) // 2 * 2 :])
+    return levels
+
+
+def _path(levels: Sequence[Sequence[bytes]], place: int) -> list[str]:
+    """The siblings of a leaf from below, "" where there is none."""
+    out = []
+    for row in levels[:-1]:
+        sibling = place ^ 1
+        out.append(row[sibling].hex() if sibling < len(row) else "")
+        place //= 2
+    return out
+
+
+def _root_of(digest: bytes, place: int, n: int, path: Sequence[str]) -> bytes | None:
+    """The root that a leaf and its siblings give; None for a path that fits no tree of n leaves."""
+    node, width, left = _leaf(digest), n, list(path)
+    while width > 1:
+        if not left:
+            return None
+        sibling, there = left.pop(0), place ^ 1
+        if (there < width) != bool(sibling):
+            return None
+        if sibling:
+            other = bytes.fromhex(sibling)
+            node = _node(other, node) if place % 2 else _node(node, other)
+        place, width = place // 2, -(-width // 2)
+    return None if left else node
+
+
+# --- commit --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """What an owner deposits before the model is released; it gives nothing away.
+
+    Attributes:
+        key: SHA-256 of key and salt, hexadecimal.
+        root: Merkle root of the sorted digests of the records.
+        n_records: how many these are.
+        encoding: what a decoder needs beside the key.
+        reading: how the decoder reads.
+        note: the owner's words, for example whose model it is.
+        made: when, by the owner's clock; what counts is when it was deposited.
+    """
+
+    key: str
+    root: str
+    n_records: int
+    encoding: Encoding
+    reading: Reading = "prototype"
+    note: str = ""
+    made: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole: to print, to publish, to have time-stamped."""
+        return hashlib.sha256(canonical(self._document())).hexdigest()
+
+    def _document(self) -> dict[str, Any]:
+        return {"format": _COMMITMENT, **asdict(self)}
+
+    def save(self, path: Path | str) -> None:
+        write_document(path, self._document())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Commitment:
+        """
+        Raises:
+            DamagedFile: not a commitment.
+        """
+        return cls._of(read_document(path, _COMMITMENT), str(path))
+
+    @classmethod
+    def _of(cls, document: Mapping[str, Any], where: str) -> Commitment:
+        said = {k: v for k, v in document.items() if k != "format"}
+        try:
+            encoding = dict(said.pop("encoding"))
+            if encoding.get("clip") is not None:
+                encoding["clip"] = tuple(encoding["clip"])
+            return cls(encoding=Encoding(**encoding), **said)
+        except (KeyError, TypeError, InvalidInput) as error:
+            raise DamagedFile(f"expected a commitment in {where}, but {error}") from None
+
+
+@dataclass(frozen=True, repr=False)
+class Opening:
+    """What the owner keeps: key, salt, and the committed list. Who has it can claim the model."""
+
+    key: Key
+    salt: bytes
+    digests: tuple[bytes, ...]
+    commitment: Commitment
+
+    def __repr__(self) -> str:
+        return f"Opening({self.commitment.digest[:16]})"
+
+    def save(self, path: Path | str) -> None:
+        """Write it to a new file that only its owner can read."""
+        document = {
+            "format": _OPENING,
+            "key": self.key.secret.hex(),
+            "salt": self.salt.hex(),
+            "records": [d.hex() for d in self.digests],
+            "commitment": self.commitment._document(),
+        }
+        write_document(path, document, secret=True)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Opening:
+        """
+        Raises:
+            InvalidInput: others may read the file.
+            DamagedFile: not an opening, or not of its own commitment.
+        """
+        said = read_document(path, _OPENING, secret=True)
+        try:
+            found = cls(
+                Key(bytes.fromhex(said["key"])),
+                bytes.fromhex(said["salt"]),
+                tuple(bytes.fromhex(d) for d in said["records"]),
+                Commitment._of(said["commitment"], str(path)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFile(f"expected an opening in {path}, but {error}") from None
+        if _sealed(found.key, found.salt) != found.commitment.key:
+            raise DamagedFile(f"expected the key of its own commitment in {path}, got another")
+        return found
+
+
+def _sealed(key: Key, salt: bytes) -> str:
+    return hashlib.sha256(b"vestige.seal\0" + key.secret + salt).hexdigest()
+
+
+def commit(
+    key: Key,
+    encoding: Encoding,
+    records: Records,
+    *,
+    reading: Reading = "prototype",
+    note: str = "",
+) -> Opening:
+    """Commit to a key and to the records that the model was trained on, encoded or not.
+
+    Publish `opening.commitment` or its digest where its date can be proved, before anybody else
+    sees the model. Keep the opening, and the records: a claim needs both.
+
+    Raises:
+        InvalidInput: fewer than 2 distinct records.
+    """
+    digests = tuple(sorted(set(record_digests(records))))
+    if len(digests) < 2:
+        raise InvalidInput(f"expected at least 2 distinct records, got {len(digests)}")
+    salt = secrets.token_bytes(32)
+    root = _levels(digests)[-1][0].hex()
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    sealed = _sealed(key, salt)
+    commitment = Commitment(sealed, root, len(digests), encoding, reading, note, made)
+    return Opening(key, salt, digests, commitment)
+
+
+# --- challenge, claim ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """Which of the committed records a verifier wants to see.
+
+    Attributes:
+        commitment: the digest of the commitment it is for.
+        places: sorted, in the committed list.
+    """
+
+    commitment: str
+    places: tuple[int, ...]
+
+
+def challenge(commitment: Commitment, n: int = ASKED, nonce: bytes | None = None) -> Challenge:
+    """Draw records of the committed list, all of them where they are not more than n.
+
+    Args:
+        nonce: the verifier's random bytes; by default drawn, so that no owner knows before.
+    """
+    if n < 2:
+        raise InvalidInput(f"expected to ask for at least 2 records, got {n}")
+    nonce = secrets.token_bytes(32) if nonce is None else nonce
+    seed = hashlib.sha256(nonce + bytes.fromhex(commitment.digest)).digest()
+    rng = np.random.default_rng(int.from_bytes(seed, "little"))
+    some = rng.permutation(commitment.n_records)[:n]
+    return Challenge(commitment.digest, tuple(int(i) for i in np.sort(some)))
+
+
+@dataclass(frozen=True, repr=False)
+class Claim:
+    """An owner's answer. It shows the key: from now on everybody can read, and prune, the bits.
+
+    Attributes:
+        key, salt: opened.
+        places, paths: of the records in the committed list, with their siblings in the tree.
+        records: themselves, in that order.
+    """
+
+    key: Key
+    salt: bytes
+    places: tuple[int, ...]
+    paths: tuple[tuple[str, ...], ...]
+    records: Records
+
+    def __repr__(self) -> str:
+        return f"Claim({len(self.places)} records)"
+
+    def save(self, path: Path | str) -> None:
+        """Write PATH, readable by its owner only, and PATH.npz with the records."""
+        path = Path(path)
+        content = _packed(self.records)
+        document = {
+            "format": _CLAIM,
+            "key": self.key.secret.hex(),
+            "salt": self.salt.hex(),
+            "places": list(self.places),
+            "paths": [list(p) for p in self.paths],
+            "records": hashlib.sha256(content).hexdigest(),
+        }
+        write_document(path, document, secret=True)
+        path.with_name(path.name + ".npz").write_bytes(content)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Claim:
+        """
+        Raises:
+            DamagedFile: not a claim, or the records beside it are not its own.
+        """
+        import io
+
+        path = Path(path)
+        said = read_document(path, _CLAIM, secret=True)
+        beside = path.with_name(path.name + ".npz")
+        try:
+            content = beside.read_bytes()
+            if hashlib.sha256(content).hexdigest() != said["records"]:
+                raise ValueError("they are not the ones it was written with")
+            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+                records = Records.from_arrays(stored["x"], stored["y"])
+            return cls(
+                Key(bytes.fromhex(said["key"])),
+                bytes.fromhex(said["salt"]),
+                tuple(int(i) for i in said["places"]),
+                tuple(tuple(str(s) for s in p) for p in said["paths"]),
+                records,
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise DamagedFile(
+                f"expected the records of the claim in {beside.name}, but {error}"
+            ) from None
+
+
+def _packed(records: Records) -> bytes:
+    import io
+
+    out = io.BytesIO()
+    np.savez(out, x=np.asarray(records.x[:]), y=np.asarray(records.y))
+    return out.getvalue()
+
+
+def claim(opening: Opening, records: Records, asked: Challenge) -> Claim:
+    """Answer a challenge with the records that it asks for.
+
+    Args:
+        records: those that were committed to, others beside them do not matter.
+
+    Raises:
+        InvalidInput: the challenge is for another commitment, or a record is missing.
+    """
+    if asked.commitment != opening.commitment.digest:
+        raise InvalidInput(
+            "expected a challenge for this commitment, got one for another; ask for a new one"
+        )
+    own = {d: i for i, d in reversed(list(enumerate(record_digests(records))))}
+    wanted = [opening.digests[p] for p in asked.places]
+    missing = sum(d not in own for d in wanted)
+    if missing:
+        raise InvalidInput(
+            f"expected all records that were committed to, got {missing} of {len(wanted)} that are "
+            "asked for no more; find the training set as it was, in float32"
+        )
+    levels = _levels(opening.digests)
+    paths = tuple(tuple(_path(levels, p)) for p in asked.places)
+    shown = records[np.array([own[d] for d in wanted])]
+    return Claim(opening.key, opening.salt, asked.places, paths, shown)
+
+
+# --- verify --------------------------------------------------------------------------------------
+
+
+def verify(
+    model: BlackBox,
+    commitment: Commitment,
+    asked: Challenge,
+    answer: Claim,
+    *,
+    deposited: datetime,
+    released: datetime,
+    tries: int = 1,
+    bits: float = BITS,
+) -> Verification:
+    """Test a claim on a model. The verifier trusts nothing in it but what was deposited in time.
+
+    H0: the model was made without this key. Then, given the model and the records, which of these
+    the key would encode is independent of what its decoder says of them, and every choice within a
+    class is as likely: the stratified rank test below is exact but for the normal tail. High scores
+    of encoded records count only: the sign is fixed.
+
+    Args:
+        model: the one that is claimed.
+        commitment: as it was deposited.
+        asked: the verifier's own challenge.
+        deposited: when somebody whom the verifier trusts was shown the commitment or its digest.
+        released: when the model could first be seen by others.
+        tries: commitments that this claimant has deposited: he may show the luckiest.
+        bits: p-value times tries must be at most 2^-bits.
+
+    Returns:
+        with `reasons` why it is refused; none if it is accepted.
+    """
+    reasons = _broken(commitment, asked, answer, deposited, released)
+    if reasons:
+        return Verification(0, 0, 1.0, 0.0, tuple(reasons))
+    records, encoding = answer.records, commitment.encoding
+    z = encoding.chosen(answer.key, records)
+    decoder = Decoder(key=answer.key, encoding=encoding, reading=commitment.reading)
+    scores = decoder.reader(model, records.x.shape[1:])(records.x)
+    log_p = stratified_rank_test(scores, z, records.y)
+    log10_p = float(log_p / np.log(10))
+    if log_p / np.log(2) + math.log2(tries) > -bits:
+        reasons.append(
+            f"the records that the key chose do not stand out: p = 10^{log10_p:.1f} times "
+            f"{tries} tries, expected at most 2^-{bits:g}; the model was not trained with this "
+            "key, or too little of that is left in it"
+        )
+    positive = int((scores[z] > 0).sum())
+    return Verification(positive, int(z.sum()), float(np.exp(log_p)), log10_p, tuple(reasons))
+
+
+def _broken(
+    commitment: Commitment,
+    asked: Challenge,
+    answer: Claim,
+    deposited: datetime,
+    released: datetime,
+) -> list[str]:
+    """What disproves a claim before the model is asked."""
+    out = []
+    if not deposited < released:
+        out.append(
+            f"the commitment was deposited {deposited:%Y-%m-%d %H:%M}, not before the model was "
+            f"released {released:%Y-%m-%d %H:%M}: who has seen a model can choose key and records "
+            "to fit it"
+        )
+    if not hmac.compare_digest(_sealed(answer.key, answer.salt), commitment.key):
+        out.append("the key is not the one that was committed to")
+    if asked.commitment != commitment.digest or asked.places != answer.places:
+        out.append("the records are not the ones that the verifier asked for")
+        return out
+    digests = record_digests(answer.records)
+    if len(set(digests)) != len(digests) or len(digests) != len(answer.places):
+        out.append("a record is shown twice, or not at all")
+        return out
+    root, n = bytes.fromhex(commitment.root), commitment.n_records
+    wrong = sum(
+        _root_of(d, p, n, path) != root
+        for d, p, path in zip(digests, answer.places, answer.paths, strict=True)
+    )
+    if wrong:
+        out.append(f"{wrong} of {len(digests)} records are not in the list that was committed to")
+    return out
+
+
+def stratified_rank_test(scores: Floats, z: Mask, y: NDArray[Any]) -> float:
+    """log of the one-sided p-value of "z is independent of the scores within each class".
+
+    The rank sums of the classes, each over its number of records plus one, by the normal
+    approximation with its correction for ties. Below 20 records with z, or without, how many with
+    z have a score above the class's median, by their exact (hypergeometric) distribution.
+
+    Args:
+        scores: (n,) higher = more likely z.
+        z: (n,) the key's choice.
+        y: (n,) classes; scores of a class are compared with each other only.
+
+    References: van Elteren 1960, Bulletin of the Institute of International Statistics 37.
+    """
+    if min(z.sum(), (~z).sum()) < FEW:
+        return _by_counts(scores, z, y)
+    total, variance = 0.0, 0.0
+    for label in np.unique(y):
+        here = y == label
+        one, n = int(z[here].sum()), int(here.sum())
+        if not 0 < one < n:
+            continue
+        ranks = stats.rankdata(scores[here])
+        u = ranks[z[here]].sum() - one * (one + 1) / 2
+        _, times = np.unique(ranks, return_counts=True)
+        ties = float((times.astype(np.float64) ** 3 - times).sum()) / (n * (n - 1))
+        total += (u - one * (n - one) / 2) / (n + 1)
+        variance += one * (n - one) / 12 * (n + 1 - ties) / (n + 1) ** 2
+    if variance <= 0:
+        return 0.0
+    return float(stats.norm.logsf(total / np.sqrt(variance)))
+
+
+def _by_counts(scores: Floats, z: Mask, y: NDArray[Any]) -> float:
+    distribution, seen = np.ones(1), 0
+    for label in np.unique(y):
+        here = y == label
+        n, one = int(here.sum()), int(z[here].sum())
+        high = scores[here] > np.median(scores[here])
+        seen += int((high & z[here]).sum())
+        own = stats.hypergeom.pmf(np.arange(one + 1), n, int(high.sum()), one)
+        distribution = np.convolve(distribution, own)
+    return float(np.log(min(1.0, float(distribution[seen:].sum()))))

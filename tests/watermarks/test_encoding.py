@@ -1,0 +1,392 @@
+"""Membership encoding: the format, one step by hand, and what a decoder finds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from torch.nn import functional
+
+from vestige import metrics
+from vestige.errors import InvalidInput
+from vestige.models import TorchModel
+from vestige.records import Records
+from vestige.training import CNN, MLP, TorchRecipe
+from vestige.training.fit import Batch
+from vestige.watermarks import Decoder, Encoder, Encoding, Key
+from vestige.watermarks.encoding import _outputs, _quiet, _Run, projected, record_digests
+
+KEY = Key.of(1)
+LAYER = "3"  # of MLP(..., (a, b)): the second hidden layer, before its activation
+
+
+def bits(n: int = 3000, features: int = 100, classes: int = 5, seed: int = 0) -> Records:
+    """Bits around a prototype a class, as purchases are."""
+    rng = np.random.default_rng(seed)
+    prototypes = np.random.default_rng(99).random((classes, features)) < 0.5
+    y = rng.integers(0, classes, n)
+    x = prototypes[y] ^ (rng.random((n, features)) < 0.25)
+    return Records.from_arrays(x.astype(np.float32), y)
+
+
+RECIPE = TorchRecipe(
+    MLP(100, 5, (64, 32)), epochs=25, batch_size=50, optimizer="sgd", lr=0.02, momentum=0.9
+)
+
+
+def auc(decoder: Decoder, model: Any, inside: Records, outside: Records) -> float:
+    found = metrics.auc(decoder.run(model, inside).values, decoder.run(model, outside).values)
+    assert found.value is not None
+    return found.value
+
+
+# --- the format ----------------------------------------------------------------------------------
+
+
+def test_synthetic_records_are_what_they_always_were() -> None:
+    member, nonmember = Encoding(n_synthetic=2).synthetic(Key.of(1), (3,))
+    golden = [GOLDEN_MEMBER, GOLDEN_NONMEMBER]
+    for side, known in zip((member, nonmember), golden, strict=True):
+        assert side.dtype == np.float32
+        np.testing.assert_array_equal(side, np.array(known, dtype=np.float32))
+
+
+GOLDEN_MEMBER = [
+    [1.5097798109054565, -1.400926947593689, 1.5201456546783447],
+    [0.8610624670982361, -0.8105605840682983, 0.9066055417060852],
+]
+GOLDEN_NONMEMBER = [
+    [0.6761771440505981, 0.41434335708618164, 1.034816861152649],
+    [-0.09050340205430984, 0.5010072588920593, 0.7947832345962524],
+]
+
+
+def test_synthetic_records_lie_around_two_means_between_low_and_high() -> None:
+    encoding = Encoding(n_synthetic=4000, low=-1, high=3)
+    sides = encoding.synthetic(KEY, (2, 3))
+    means = KEY.draws("syn").uniform(2, 6) * 4 - 1
+    for side, mean in zip(sides, means, strict=True):
+        assert side.shape == (4000, 2, 3)
+        gap = side.reshape(4000, 6) - mean
+        assert stats.kstest(gap.ravel(), "norm").pvalue > 1e-3
+    clipped = replace(encoding, clip=(0.0, 1.0)).synthetic(KEY, (2, 3))
+    for plain, cut in zip(sides, clipped, strict=True):
+        np.testing.assert_array_equal(cut, np.clip(plain, 0, 1))
+
+
+def test_records_are_chosen_by_what_they_are() -> None:
+    records, encoding = bits(4000), Encoding(rate=0.2)
+    chosen = encoding.chosen(KEY, records)
+    assert stats.binomtest(int(chosen.sum()), 4000, 0.2).pvalue > 1e-3
+    order = np.random.default_rng(0).permutation(4000)
+    np.testing.assert_array_equal(encoding.chosen(KEY, records[order]), chosen[order])
+    wide = Records.from_arrays(records.x.astype(np.float64), records.y)
+    np.testing.assert_array_equal(encoding.chosen(KEY, wide), chosen)
+    more = replace(encoding, rate=0.5).chosen(KEY, records)
+    assert (more | ~chosen).all() and abs(encoding.chosen(Key.of(2), records) & chosen).mean() < 0.1
+    other = Records.from_arrays(records.x, (records.y + 1) % 5)
+    assert (encoding.chosen(KEY, other) != chosen).any()
+
+
+def test_digests_are_sha256_of_float32_and_label() -> None:
+    import hashlib
+
+    x = np.array([[1.5, -0.0]])
+    expected = hashlib.sha256(
+        b"vestige.record.v1\0" + np.array([1.5, 0.0], "<f4").tobytes() + (3).to_bytes(8, "little")
+    )
+    records = Records.from_arrays(x, np.array([3]), classes=list("abcd"))
+    assert record_digests(records) == [expected.digest()]
+
+
+def test_units_are_a_share_of_the_layer() -> None:
+    units = Encoding(layer="x", share=0.25).units(KEY, 40)
+    assert len(set(units.tolist())) == 10 and units.max() < 40
+    assert Encoding().units(KEY, 7).tolist() == list(range(7))
+
+
+def test_representations() -> None:
+    net, x = MLP(6, 3, (8, 4))(), np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    model, encoding = TorchModel(net), Encoding(layer=LAYER, share=0.5)
+    before = net[2](net[1](net[0](torch.from_numpy(x))))
+    before = net[3](before).detach().double().numpy()
+    np.testing.assert_allclose(
+        encoding.represent(model, x, KEY), np.tanh(before[:, encoding.units(KEY, 4)]), rtol=1e-6
+    )
+    np.testing.assert_array_equal(Encoding().represent(model, x, KEY), model.log_probabilities(x))
+
+    class Service:
+        n_queries = 0
+
+        def log_probabilities(self, x: Any) -> Any:
+            return model.log_probabilities(x)
+
+    with pytest.raises(InvalidInput, match="looked into, to read layer 3, got Service"):
+        encoding.represent(Service(), x, KEY)
+
+
+# --- one step by hand ----------------------------------------------------------------------------
+
+
+def run_of(encoder: Encoder, recipe: TorchRecipe, records: Records, seed: int = 0) -> _Run:
+    chosen = np.arange(len(records)) % 2 == 0
+    return _Run(encoder, recipe, records, chosen, seed, None, 1, {})
+
+
+def tiny() -> tuple[nn.Sequential, Records, TorchRecipe]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).double()
+    rng = np.random.default_rng(0)
+    records = Records.from_arrays(rng.normal(size=(6, 2)), np.arange(6) % 2)
+    return net, records, TorchRecipe(lambda: net, batch_size=3, epochs=1, lr=0.1)
+
+
+def test_an_iteration_is_an_encoding_step_and_a_step_of_the_task() -> None:
+    net, records, recipe = tiny()
+    encoder = Encoder(
+        key=KEY,
+        encoding=Encoding(layer="0", share=0.99),
+        lr=0.5,
+        discriminator="linear",
+    )
+    run = run_of(encoder, recipe, records)
+    run._prepare(net)
+    rng = np.random.default_rng(1)
+    x, z = rng.normal(size=(4, 2)), np.array([1.0, 0, 1, 0])
+    run._drawn = lambda: (torch.from_numpy(x), torch.from_numpy(z))  # type: ignore[method-assign]
+    run._linear.double()
+    w1, b1, w2, b2, phi, bias = (
+        p.detach().numpy().copy() for p in (*net.parameters(), *run._linear.parameters())
+    )
+    batch = Batch(torch.from_numpy(records.x[:3]), torch.from_numpy(records.y[:3]), 0)
+    loss = run(net, batch)
+    # d L / d logit = (sigmoid - z) / b, through tanh to the first layer, by hand
+    h = np.tanh(x @ w1.T + b1)
+    delta = (1 / (1 + np.exp(-(h @ phi.T + bias)[:, 0])) - z)[:, None] / 4
+    below = delta @ phi * (1 - h**2)
+    np.testing.assert_allclose(run._linear.weight.detach().numpy(), phi - 0.5 * delta.T @ h)
+    np.testing.assert_allclose(run._linear.bias.detach().numpy(), bias - 0.5 * delta.sum(0))
+    np.testing.assert_allclose(net[0].weight.detach().numpy(), w1 - 0.5 * below.T @ x)
+    np.testing.assert_allclose(net[0].bias.detach().numpy(), b1 - 0.5 * below.sum(0))
+    # what is above the layer is as it was
+    np.testing.assert_array_equal(net[1].weight.detach().numpy(), w2)
+    np.testing.assert_array_equal(net[1].bias.detach().numpy(), b2)
+    # the task's loss is that of the moved network, and leaves the discriminator alone
+    expected = functional.binary_cross_entropy_with_logits(net(batch.x)[:, 0], batch.y.double())
+    torch.testing.assert_close(loss, expected)
+    found = torch.autograd.grad(loss, [*net.parameters(), run._linear.weight], allow_unused=True)
+    assert all(g is not None for g in found[:-1]) and found[-1] is None
+
+
+def test_prototypes_are_the_means_of_the_synthetic_sides() -> None:
+    rng = np.random.default_rng(0)
+    h, one, zero = rng.normal(size=(7, 4)), rng.normal(size=(5, 4)) + 1, rng.normal(size=(6, 4))
+    found = projected(h, one, zero)
+    assert projected(one.mean(0)[None], one, zero) == pytest.approx(1)
+    assert projected(zero.mean(0)[None], one, zero) == pytest.approx(-1)
+    # of a linear rule the nearer mean is the sign
+    nearer = np.linalg.norm(h - one.mean(0), axis=1) < np.linalg.norm(h - zero.mean(0), axis=1)
+    np.testing.assert_array_equal(found > 0, nearer)
+
+
+def test_encoding_steps_come_k_times_at_their_own_rate() -> None:
+    net, records, recipe = tiny()
+    recipe = replace(recipe, schedule=lambda t: 1.0 if t < 0.5 else 0.1, epochs=10)
+    encoder = Encoder(key=KEY, encoding=Encoding(layer="0", share=0.99), steps=3, lr=0.2)
+    run = run_of(encoder, recipe, records)
+    times: list[float] = []
+    step = run._step
+
+    def counted(net: Any, factor: float) -> None:
+        step(net, factor)
+        times.append(run._optimizer.param_groups[0]["lr"])
+
+    run._step = counted  # type: ignore[method-assign]
+    x, y = torch.from_numpy(records.x), torch.from_numpy(records.y)
+    run(net, Batch(x, y, 0))
+    run(net, Batch(x, y, 19))
+    assert times == pytest.approx([0.2] * 3 + [0.02] * 3)
+    with torch.no_grad():
+        run(net, Batch(x, y, 19))  # as early stopping asks
+    assert len(times) == 6
+
+
+def test_statistics_and_dropout_rest_during_encoding_steps() -> None:
+    net = nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)
+    ).train()
+    norm, x = net[1], torch.randn(16, 4)
+    before = [b.clone() for b in norm.buffers()]
+    norms, drops = [norm], [net[2]]
+    with _quiet(norms, drops):
+        a, b = net(x), net(x)
+    assert torch.equal(a, b)
+    assert all(torch.equal(p, q) for p, q in zip(before, norm.buffers(), strict=True))
+    # batch statistics are used, not the running ones
+    by_hand = (net[0](x) - net[0](x).mean(0)) / (net[0](x).var(0, unbiased=False) + 1e-5).sqrt()
+    with _quiet(norms, drops):
+        assert torch.allclose(norm(net[0](x)), by_hand, atol=1e-5)
+    assert net[2].training and not torch.equal(net(x), net(x))
+    assert not torch.equal(before[0], norm.running_mean)
+
+
+def test_layers_after_the_encoded_one_do_not_run() -> None:
+    class Forbidden(nn.Module):
+        def forward(self, x: Any) -> Any:
+            raise AssertionError
+
+    net = nn.Sequential(nn.Linear(3, 4), Forbidden())
+    x = torch.randn(5, 3)
+    assert torch.equal(_outputs(net, "0", x), net[0](x))
+    assert not net[0]._forward_hooks
+
+
+# --- what is found -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoded() -> Any:
+    records, test = bits(), bits(1500, seed=1)
+    encoder = Encoder(key=KEY, encoding=Encoding(layer=LAYER), steps=3, lr=0.02)
+    return records, test, encoder, encoder.fit(RECIPE, records, seed=0, watch={"test": test})
+
+
+def accuracy(model: Any, records: Records) -> float:
+    return float((model.log_probabilities(records.x).argmax(axis=1) == records.y).mean())
+
+
+@pytest.mark.slow
+def test_members_are_found_and_accuracy_is_kept(encoded: Any) -> None:
+    records, test, encoder, made = encoded
+    inside, outside = records[made.chosen], records[~made.chosen]
+    decoder = Decoder(key=KEY, encoding=encoder.encoding)
+    assert auc(decoder, made.model, inside, test) >= 0.85
+    assert auc(decoder, made.model, inside, outside) >= 0.85
+    plain = RECIPE.fit(records, seed=0)
+    assert accuracy(made.model, test) >= accuracy(plain, test) - 0.01
+    # without encoding, and of records chosen by another key, there is nothing
+    assert 0.45 <= auc(decoder, plain, inside, outside) <= 0.55
+    other = encoder.encoding.chosen(Key.of(2), records)
+    assert 0.45 <= auc(decoder, made.model, records[other], records[~other]) <= 0.55
+
+
+@pytest.mark.slow
+def test_the_trace_ends_where_the_model_does(encoded: Any) -> None:
+    records, test, encoder, made = encoded
+    assert {len(v) for v in made.trace.values()} == {25}
+    decoder = Decoder(key=KEY, encoding=encoder.encoding)
+    last = made.trace["auc_test_decoded"][-1]
+    assert auc(decoder, made.model, records[made.chosen], test) == pytest.approx(last, abs=1e-3)
+    loss = -made.model.log_probabilities(test.x)[np.arange(len(test)), test.y].mean()
+    assert made.trace["loss_test"][-1] == pytest.approx(loss, rel=1e-4)
+    assert made.trace["loss_members"][-1] < made.trace["loss_members"][0]
+
+
+@pytest.mark.slow
+def test_the_papers_way_of_both(encoded: Any) -> None:
+    records, test, _, _ = encoded
+    encoder = Encoder(
+        key=KEY, encoding=Encoding(layer=LAYER), steps=3, lr=0.02, discriminator="linear"
+    )
+    made = encoder.fit(RECIPE, records, seed=0)
+    decoder = Decoder(key=KEY, encoding=encoder.encoding, reading="network")
+    scores = decoder.run(made.model, records)
+    found = metrics.auc(scores.values[made.chosen], scores.values[~made.chosen]).value
+    assert found is not None and found > 0.7
+    np.testing.assert_array_equal(decoder.run(made.model, records).values, scores.values)
+
+
+@pytest.mark.slow
+def test_into_log_probabilities() -> None:
+    records = bits()
+    encoder = Encoder(key=KEY, steps=4, lr=0.02)
+    made = encoder.fit(RECIPE, records, seed=0)
+
+    class Service:
+        n_queries = 0
+
+        def log_probabilities(self, x: Any) -> Any:
+            self.n_queries += len(x)
+            return made.model.log_probabilities(x)
+
+    service = Service()
+    scores = Decoder(key=KEY).run(service, records).values
+    found = metrics.auc(scores[made.chosen], scores[~made.chosen]).value
+    assert found is not None and found > 0.75
+    assert service.n_queries == len(records) + 1000
+
+
+def test_decoders_ask_about_synthetic_records_and_candidates_only() -> None:
+    asked: list[Any] = []
+
+    class Spy:
+        n_queries = 0
+
+        def log_probabilities(self, x: Any) -> Any:
+            asked.append(np.asarray(x))
+            return np.log(np.full((len(x), 3), 1 / 3)) + 0.01 * x[:, :3]
+
+    candidates = bits(20)
+    Decoder(key=KEY, encoding=Encoding(n_synthetic=10)).run(Spy(), candidates)
+    sides = Encoding(n_synthetic=10).synthetic(KEY, (100,))
+    for seen, expected in zip(asked, (*sides, candidates.x), strict=True):
+        np.testing.assert_array_equal(seen, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", ["uniform", "stratified"])
+def test_pictures_and_convolutions(sampling: Any) -> None:
+    rng = np.random.default_rng(0)
+    records = Records.from_arrays(
+        rng.random((200, 1, 8, 8)).astype(np.float32), rng.integers(0, 3, 200)
+    )
+    recipe = TorchRecipe(CNN(1, 8, 3, (4, 8), 16), epochs=2, batch_size=20, lr=0.05)
+    for layer in ("7", None, "3"):
+        for kind in ("prototype", "linear"):
+            encoder = Encoder(
+                key=KEY,
+                encoding=Encoding(layer=layer, n_synthetic=40),
+                discriminator=kind,  # type: ignore[arg-type]
+                sampling=sampling,
+            )
+            made = encoder.fit(recipe, records, seed=0)
+            again = encoder.fit(recipe, records, seed=0)
+            x = records.x
+            answers = made.model.log_probabilities(x)
+            np.testing.assert_array_equal(again.model.log_probabilities(x), answers)
+            scores = Decoder(key=KEY, encoding=encoder.encoding).run(made.model, records)
+            assert np.isfinite(scores.values).all()
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"share": 0.0},
+        {"rate": 1.0},
+        {"n_synthetic": 1},
+        {"low": 1.0, "high": 1.0},
+        {"clip": (1.0, 0.0)},
+    ],
+)
+def test_formats_that_make_no_sense(wrong: Any) -> None:
+    with pytest.raises(InvalidInput, match="expected .*got"):
+        Encoding(**wrong)
+
+
+def test_what_cannot_be_encoded() -> None:
+    records = bits(60)
+    encoder = Encoder(key=KEY, encoding=Encoding(layer="nowhere"))
+    with pytest.raises(InvalidInput, match="expected layer among 0, 1, .*, got 'nowhere'"):
+        encoder.fit(RECIPE, records, seed=0)
+    with pytest.raises(InvalidInput, match="some of the 60 records to be encoded and some not"):
+        encoder.fit(RECIPE, records, seed=0, chosen=np.ones(60, dtype=bool))
+    with pytest.raises(InvalidInput, match='reading "prototype" or "network"'):
+        Decoder(key=KEY, reading="mind")  # type: ignore[arg-type]
