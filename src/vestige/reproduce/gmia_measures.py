@@ -358,6 +358,7 @@ def _attacked(settings: Settings, seed: int, store: Store, progress: Progress) -
         recipe=made.recipe,
         schema=schema(settings.data, made.references.records),
         n_random=settings.n_random,
+        draw=settings.draw,
         theta=settings.theta,
         seed=made.seed,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vestige.attacks.gmia import Features
+from vestige.attacks.indirect import Draw
 from vestige.errors import InvalidInput
 from vestige.models import BlackBox
 from vestige.pool import Pool
@@ -96,6 +97,7 @@ class Settings:
         n_shadows: reference models that the prior attack learns from.
         theta: of the indirect attack: influence that a query must have.
         n_random: of the indirect attack: records that queries are chosen from.
+        draw: of the indirect attack: how these are drawn.
         n_records: of the indirect attack: records that are attacked, those that stand out most.
         n_pools: draws of pool and references that decisions are counted over, each with models of
             its own.
@@ -118,6 +120,7 @@ class Settings:
     n_shadows: int = 20
     theta: float = 0.95
     n_random: int = 5_000
+    draw: Draw = "auto"
     n_records: int = 1
     n_pools: int = 1
 
