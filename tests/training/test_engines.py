@@ -594,13 +594,17 @@ def test_no_room_for_what_is_shared(on_disk, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("pays", "cores", "inside"), [(0.4, 4, 1), (2.0, 4, 2), (30.0, 4, 6), (0.0, 1, 6)]
+    ("first", "pays", "cores", "inside"),
+    [(0.1, 0.3, 4, 2), (3.0, 3.5, 4, 2), (3.0, 30.0, 4, 6), (0.1, 0.0, 1, 6), (9.0, 30.0, 4, 1)],
 )
-def test_processes_are_started_where_they_pay(monkeypatch, pays, cores, inside):
-    """By this clock the first task takes 0.1 s and the others 1 s: 0.5 s are left, then 4 s."""
+def test_processes_are_started_where_they_pay(monkeypatch, first, pays, cores, inside):
+    """By this clock the first task takes as long as said and the others 1 s.
+
+    A first task that imports says little; one of 9 s says enough.
+    """
     monkeypatch.setattr(engines, "PROCESSES_PAY", pays)
     monkeypatch.setattr(engines.joblib, "cpu_count", lambda: cores)
-    ticks = iter([0, 0.1, *np.arange(1.0, 20)])
+    ticks = iter([0, first, *np.arange(10.0, 30)])
     monkeypatch.setattr(engines.time, "perf_counter", lambda: next(ticks))
     asked = []
 

@@ -148,18 +148,14 @@ def tiny() -> tuple[nn.Sequential, Records, TorchRecipe]:
 
 def test_an_iteration_is_an_encoding_step_and_a_step_of_the_task() -> None:
     net, records, recipe = tiny()
-    encoder = Encoder(
-        key=KEY,
-        encoding=Encoding(layer="0", share=0.99),
-        lr=0.5,
-        discriminator="linear",
-    )
+    encoder = Encoder.of_the_paper(KEY, Encoding(layer="0", share=0.99), lr=0.5)
     run = run_of(encoder, recipe, records)
     run._prepare(net)
-    rng = np.random.default_rng(1)
-    x, z = rng.normal(size=(4, 2)), np.array([1.0, 0, 1, 0])
-    run._drawn = lambda: (torch.from_numpy(x), torch.from_numpy(z))  # type: ignore[method-assign]
-    run._linear.double()
+    rows, z = np.array([1, 4]), np.array([0.0, 1, 1, 0])  # even rows are chosen
+    run._drawn = lambda: (rows, [1, 1])  # type: ignore[method-assign]
+    synthetic = [s[:1] for s in run._synthetic]
+    run._some = lambda side, count: synthetic[side]  # type: ignore[method-assign]
+    x = np.vstack([records.x[rows], *(s.numpy() for s in synthetic)])
     w1, b1, w2, b2, phi, bias = (
         p.detach().numpy().copy() for p in (*net.parameters(), *run._linear.parameters())
     )
@@ -183,7 +179,7 @@ def test_an_iteration_is_an_encoding_step_and_a_step_of_the_task() -> None:
     assert all(g is not None for g in found[:-1]) and found[-1] is None
 
 
-def test_prototypes_are_the_means_of_the_synthetic_sides() -> None:
+def test_projections_are_on_the_line_between_the_synthetic_means() -> None:
     rng = np.random.default_rng(0)
     h, one, zero = rng.normal(size=(7, 4)), rng.normal(size=(5, 4)) + 1, rng.normal(size=(6, 4))
     found = projected(h, one, zero)
@@ -290,9 +286,7 @@ def test_the_trace_ends_where_the_model_does(encoded: Any) -> None:
 @pytest.mark.slow
 def test_the_papers_way_of_both(encoded: Any) -> None:
     records, test, _, _ = encoded
-    encoder = Encoder(
-        key=KEY, encoding=Encoding(layer=LAYER), steps=3, lr=0.02, discriminator="linear"
-    )
+    encoder = Encoder.of_the_paper(KEY, Encoding(layer=LAYER), steps=3, lr=0.02)
     made = encoder.fit(RECIPE, records, seed=0)
     decoder = Decoder(key=KEY, encoding=encoder.encoding, reading="network")
     scores = decoder.run(made.model, records)
@@ -339,28 +333,61 @@ def test_decoders_ask_about_synthetic_records_and_candidates_only() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", ["uniform", "stratified"])
-def test_pictures_and_convolutions(sampling: Any) -> None:
+@pytest.mark.parametrize("layer", ["7", "3", None])
+@pytest.mark.parametrize("paper", [True, False])
+def test_pictures_and_convolutions(layer: str | None, paper: bool) -> None:
     rng = np.random.default_rng(0)
     records = Records.from_arrays(
         rng.random((200, 1, 8, 8)).astype(np.float32), rng.integers(0, 3, 200)
     )
     recipe = TorchRecipe(CNN(1, 8, 3, (4, 8), 16), epochs=2, batch_size=20, lr=0.05)
-    for layer in ("7", None, "3"):
-        for kind in ("prototype", "linear"):
-            encoder = Encoder(
-                key=KEY,
-                encoding=Encoding(layer=layer, n_synthetic=40),
-                discriminator=kind,  # type: ignore[arg-type]
-                sampling=sampling,
-            )
-            made = encoder.fit(recipe, records, seed=0)
-            again = encoder.fit(recipe, records, seed=0)
-            x = records.x
-            answers = made.model.log_probabilities(x)
-            np.testing.assert_array_equal(again.model.log_probabilities(x), answers)
-            scores = Decoder(key=KEY, encoding=encoder.encoding).run(made.model, records)
-            assert np.isfinite(scores.values).all()
+    encoding = Encoding(layer=layer, n_synthetic=40)
+    encoder = Encoder.of_the_paper(KEY, encoding) if paper else Encoder(key=KEY, encoding=encoding)
+    made, again = (encoder.fit(recipe, records, seed=0).model for _ in range(2))
+    answers = made.log_probabilities(records.x)
+    np.testing.assert_array_equal(again.log_probabilities(records.x), answers)
+    scores = Decoder(key=KEY, encoding=encoding).run(made, records)
+    assert np.isfinite(scores.values).all()
+
+
+def test_batches_are_drawn_as_said() -> None:
+    records = bits(200)
+    paper = Encoder.of_the_paper(KEY, Encoding(n_synthetic=50), batch_size=40)
+    ours = Encoder(key=KEY, encoding=Encoding(n_synthetic=50), batch_size=40, synthetic=0.2)
+    even = replace(ours, balanced=True, synthetic=0.5)
+    seen = {}
+    for name, encoder in (("paper", paper), ("ours", ours), ("even", even)):
+        run = _Run(encoder, RECIPE, records, np.arange(200) < 20, 0, None, 1, {})
+        draws = [run._drawn() for _ in range(500)]
+        assert {len(rows) + sum(sides) for rows, sides in draws} == {40}
+        client = np.concatenate([rows for rows, _ in draws])
+        seen[name] = (
+            np.mean([len(rows) for rows, _ in draws]) / 40,
+            (client < 20).mean(),
+            np.mean([sides[0] / max(1, sum(sides)) for _, sides in draws]),
+        )
+    np.testing.assert_allclose(seen["paper"], (2 / 3, 0.1, 0.5), atol=0.03)
+    np.testing.assert_allclose(seen["ours"], (0.8, 0.1, 0.5), atol=0.01)
+    np.testing.assert_allclose(seen["even"], (0.5, 0.5, 0.5), atol=0.01)
+
+
+def test_alignment_is_the_angle_between_discriminator_and_means() -> None:
+    net, records, recipe = tiny()
+    encoder = Encoder(key=KEY, encoding=Encoding(layer="0", share=0.99), batch_size=6)
+    losses = []
+    for weight in (0.3, 1.3):
+        run = run_of(replace(encoder, alignment=weight), recipe, records)
+        torch.manual_seed(0)
+        run._prepare(net)
+        run._drawn = lambda: (np.array([0, 1]), [2, 3])  # type: ignore[method-assign]
+        fixed = [run._synthetic[0][:2], run._synthetic[1][:3]]
+        run._some = lambda side, count, fixed=fixed: fixed[side]  # type: ignore[misc, method-assign]
+        with torch.no_grad():
+            losses.append(float(run._loss(net)))
+            h = [torch.tanh(net[0](s)).mean(0) for s in fixed]
+            w, way = run._linear.weight[0], h[0] - h[1]
+            cosine = float(w @ way / w.norm() / way.norm())
+    assert losses[1] - losses[0] == pytest.approx(1 - cosine)
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -388,5 +415,12 @@ def test_what_cannot_be_encoded() -> None:
         encoder.fit(RECIPE, records, seed=0)
     with pytest.raises(InvalidInput, match="some of the 60 records to be encoded and some not"):
         encoder.fit(RECIPE, records, seed=0, chosen=np.ones(60, dtype=bool))
-    with pytest.raises(InvalidInput, match='reading "prototype" or "network"'):
+    with pytest.raises(InvalidInput, match='reading "projection" or "network"'):
         Decoder(key=KEY, reading="mind")  # type: ignore[arg-type]
+    wrong: list[dict[str, Any]] = [
+        {"steps": 0}, {"lr": 0.0}, {"alignment": -1.0}, {"momentum": 1.0}, {"batch_size": 2},
+        {"synthetic": None}, {"synthetic": 1.0},
+    ]  # fmt: skip
+    for settings in wrong:
+        with pytest.raises(InvalidInput, match="expected .*got"):
+            Encoder(key=KEY, **settings)

@@ -8,6 +8,7 @@ whose worker was killed is done again.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 import uuid
@@ -38,6 +39,9 @@ P = TypeVar("P")
 
 PROCESSES_PAY = 60.0
 """Seconds of work left above which worker processes earn the import that each begins with."""
+
+_IMPORTS = 5.0
+"""Seconds that a first task may take for what it imports; then a second one says what is left."""
 
 
 class Engine(Protocol):
@@ -82,7 +86,7 @@ class Local:
 
     Args:
         workers: processes; 1 works in this process. By default one for each core, as soon as the
-            time of a task that was done in this process says that more than `PROCESSES_PAY`
+            times of tasks that were done in this process say that more than `PROCESSES_PAY`
             seconds are left.
         gpu: each worker sees one GPU only, dealt in turn; by default there is one for each GPU.
     """
@@ -111,14 +115,16 @@ class Local:
         *,
         pack: Callable[[R], P] | None = None,
     ) -> Generator[tuple[int, R | P]]:
-        left, count = deque(range(len(tasks))), self._count()
+        left, count, fastest = deque(range(len(tasks))), self._count(), math.inf
         while left and (count == 1 or self.workers is None):
             place, started = left.popleft(), time.perf_counter()
             with travel.one_core():
                 result = work(shared, tasks[place])
             seconds = time.perf_counter() - started
+            said = fastest < math.inf or seconds > _IMPORTS
+            fastest = min(fastest, seconds)
             yield place, result
-            if count > 1 and seconds * len(left) > PROCESSES_PAY:
+            if count > 1 and said and fastest * len(left) > PROCESSES_PAY:
                 break
         if left:
             gpus = _dealt(min(count, len(left)), _gpus() if self.gpu else ())

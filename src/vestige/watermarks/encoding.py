@@ -36,13 +36,11 @@ from vestige.training.fit import (
 from vestige.training.recipe import TorchRecipe
 from vestige.watermarks.keys import Key
 
-__all__ = ["Decoder", "Discriminator", "Encoded", "Encoder", "Encoding", "Reading"]
+__all__ = ["Decoder", "Encoded", "Encoder", "Encoding", "Reading"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Discriminator = Literal["prototype", "linear"]
-Reading = Literal["prototype", "network"]
-Sampling = Literal["uniform", "stratified"]
+Reading = Literal["projection", "network"]
 
 _FLOOR = 1e-12
 
@@ -163,8 +161,8 @@ class Decoder:
     Args:
         key: the encoder's.
         encoding: the encoder's.
-        reading: "prototype" projects on the line between the two synthetic means, which the encoder
-            of that name trains for; "network" trains the paper's network on the synthetic records.
+        reading: "projection" is on the line between the two synthetic means, which encoders align
+            with their discriminator; "network" trains the paper's network on the synthetic records.
         n_networks: whose logits are averaged; one in the paper.
         epochs, lr, batch_size, hidden: of these networks; momentum is 0.9.
 
@@ -173,7 +171,7 @@ class Decoder:
 
     key: Key
     encoding: Encoding = field(default_factory=Encoding)
-    reading: Reading = "prototype"
+    reading: Reading = "projection"
     n_networks: int = 1
     epochs: int = 80
     lr: float = 1e-3
@@ -182,7 +180,7 @@ class Decoder:
 
     def __post_init__(self) -> None:
         if self.reading not in get_args(Reading):
-            raise InvalidInput(f'expected reading "prototype" or "network", got {self.reading!r}')
+            raise InvalidInput(f'expected reading "projection" or "network", got {self.reading!r}')
 
     def run(self, target: BlackBox, candidates: Records, known: object = None) -> Scores:
         """Score the candidates; 2 n_synthetic queries and one for each of them.
@@ -198,7 +196,7 @@ class Decoder:
         """Learns from the synthetic records once; then scores of inputs (n, *shape), (n,)."""
         sides = self.encoding.synthetic(self.key, shape)
         member, nonmember = (self.encoding.represent(target, s, self.key) for s in sides)
-        if self.reading == "prototype":
+        if self.reading == "projection":
             return lambda x: projected(
                 self.encoding.represent(target, x, self.key), member, nonmember
             )
@@ -272,13 +270,13 @@ class Encoder:
         lr: eta_d, of the encoding steps; it decays as the recipe's.
         momentum: of the encoding steps, whose optimizer is their own.
         batch_size: of the encoding steps.
-        discriminator: "linear" as in the paper: one linear layer tells members, client's and
-            synthetic, from non-members. "prototype" has nothing of its own: records are projected
-            on the line between the synthetic means, as the decoder will do, so that nothing is
-            lost between the two.
-        sampling: of the linear discriminator's batches: "uniform" from all, as in the paper, or
-            "stratified", a quarter from each of the four sets.
-        synthetic: share of a batch that is synthetic, for prototypes.
+        synthetic: share of their batches that is synthetic, half of it from each side; None draws
+            from all records alike, as the paper does.
+        balanced: half of the client's share are members, whatever their rate.
+        alignment: weight of 1 - cos(w, c) beside L_enc, w the discriminator's weights and c the way
+            from the mean representation of the batch's synthetic non-members to that of its
+            members; 0 in the paper. A decoder sees synthetic records only, and finds c: without
+            this, that is one of many ways to tell them apart, and not the discriminator's.
 
     Departs from the paper: L_enc is minus what is printed, which would be descended from the wrong
     side (eq. in section 4.2); momentum and the number of encoding steps are not given there.
@@ -294,9 +292,30 @@ class Encoder:
     lr: float = 0.01
     momentum: float = 0.9
     batch_size: int = 100
-    discriminator: Discriminator = "prototype"
-    sampling: Sampling = "uniform"
-    synthetic: float = 0.5
+    synthetic: float | None = 0.2
+    balanced: bool = False
+    alignment: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 4), ("alignment", 0)):
+            if vars(self)[name] < least:
+                raise InvalidInput(f"expected {name} of at least {least}, got {vars(self)[name]}")
+        if not 0 < self.lr < np.inf or not 0 <= self.momentum < 1:
+            raise InvalidInput(
+                f"expected lr above 0 and momentum in [0, 1), got {self.lr} and {self.momentum}"
+            )
+        if self.synthetic is None and (self.alignment or self.balanced):
+            raise InvalidInput(
+                "expected alignment=0 and balanced=False where batches are drawn from all records "
+                "alike (synthetic=None), got others"
+            )
+        if self.synthetic is not None and not 0 < self.synthetic < 1:
+            raise InvalidInput(f"expected synthetic in (0, 1), or None, got {self.synthetic}")
+
+    @classmethod
+    def of_the_paper(cls, key: Key, encoding: Encoding, **settings: Any) -> Encoder:
+        """Batches from all records alike, and no alignment."""
+        return cls(key=key, encoding=encoding, synthetic=None, alignment=0.0, **settings)
 
     def fit(
         self,
@@ -401,19 +420,14 @@ class _Run:
         self._units: Tensor | None = None
         with torch.no_grad(), evaluating(net):
             width = self._represent(net, torch.cat([s[:1] for s in self._synthetic])).shape[1]
-        self._phi: list[Tensor] = []
-        if encoder.discriminator == "linear":
-            self._linear = nn.Linear(width, 1).to(first)
-            self._phi = list(self._linear.parameters())
-        else:
-            self._phi = [nn.Parameter(first.new_tensor(2.0))]
+        self._linear = nn.Linear(width, 1).to(first)
         # layers above the encoded one have no gradient
         with _quiet(self._still, self._dropouts):
             loss = self._loss(net)
         weights = trainable(net)
         found = torch.autograd.grad(loss, weights, allow_unused=True)
         self._trained = [p for p, g in zip(weights, found, strict=True) if g is not None]
-        self._trained += self._phi
+        self._trained += list(self._linear.parameters())
         self._optimizer = torch.optim.SGD(
             self._trained, lr=encoder.lr, momentum=encoder.momentum, fused=True
         )
@@ -430,39 +444,36 @@ class _Run:
     # --- L_enc
 
     def _loss(self, net: nn.Module) -> Tensor:
-        if self._encoder.discriminator == "linear":
-            x, z = self._drawn()
-            logits = self._linear(self._represent(net, x))[:, 0]
-        else:
-            each = max(1, round(self._encoder.batch_size * self._encoder.synthetic / 2))
-            n = max(1, self._encoder.batch_size - 2 * each)
-            rows = self._rng.integers(len(self._records), size=n)
-            x, _ = self._data.gather(rows)
-            z = self._z[torch.from_numpy(rows)]
-            h = self._represent(net, torch.cat([x, *(self._some(s, each) for s in (0, 1))]))
-            logits = self._phi[0] * _projected(h[:n], h[n : n + each], h[n + each :])
-        return functional.binary_cross_entropy_with_logits(logits.to(z), z)
-
-    def _drawn(self) -> tuple[Tensor, Tensor]:
-        """A batch of the linear discriminator's, with its labels."""
-        encoder, n = self._encoder, len(self._records)
-        size, half = encoder.batch_size, encoder.encoding.n_synthetic
-        if encoder.sampling == "uniform":
-            rows = self._rng.integers(n + 2 * half, size=size)
-            client = rows[rows < n]
-            sides = [int(((rows >= n) & (rows < n + half)).sum()), int((rows >= n + half).sum())]
-        else:
-            quarter = size // 4
-            inside, outside = np.flatnonzero(self._chosen), np.flatnonzero(~self._chosen)
-            client = np.concatenate(
-                [self._rng.choice(inside, quarter), self._rng.choice(outside, quarter)]
-            )
-            sides = [quarter, quarter]
-        x, _ = self._data.gather(client)
+        client, sides = self._drawn()
+        parts = [self._data.gather(client)[0], *(self._some(s, n) for s, n in enumerate(sides))]
         z = self._z[torch.from_numpy(client)]
-        parts = [self._some(side, count) for side, count in enumerate(sides)]
-        labels = [z, z.new_ones(len(parts[0])), z.new_zeros(len(parts[1]))]
-        return torch.cat([x, *parts]), torch.cat(labels)
+        z = torch.cat([z, z.new_ones(sides[0]), z.new_zeros(sides[1])])
+        h = self._represent(net, torch.cat(parts))
+        loss = functional.binary_cross_entropy_with_logits(self._linear(h)[:, 0].to(z), z)
+        if not self._encoder.alignment:
+            return loss
+        _, member, nonmember = torch.split(h, [len(client), *sides])
+        way = member.mean(dim=0) - nonmember.mean(dim=0)
+        cosine = functional.cosine_similarity(way, self._linear.weight[0], dim=0)
+        return loss + self._encoder.alignment * (1 - cosine)
+
+    def _drawn(self) -> tuple[NDArray[np.int64], list[int]]:
+        """Rows of the client's records, and how many synthetic ones of either side."""
+        encoder, n, rng = self._encoder, len(self._records), self._rng
+        size, side = encoder.batch_size, encoder.encoding.n_synthetic
+        if encoder.synthetic is None:
+            rows = rng.integers(n + 2 * side, size=size)
+            member = int(((rows >= n) & (rows < n + side)).sum())
+            return rows[rows < n], [member, int((rows >= n).sum()) - member]
+        each = max(1, round(size * encoder.synthetic / 2))
+        left = max(1, size - 2 * each)
+        if not encoder.balanced:
+            return rng.integers(n, size=left), [each, each]
+        halves = (np.flatnonzero(self._chosen), np.flatnonzero(~self._chosen))
+        counts = (left // 2, left - left // 2)
+        return np.concatenate(
+            [rng.choice(half, count) for half, count in zip(halves, counts, strict=True)]
+        ), [each, each]
 
     def _some(self, side: int, count: int) -> Tensor:
         rows = self._rng.integers(self._encoder.encoding.n_synthetic, size=count)
@@ -510,15 +521,7 @@ class _Run:
         self.trace.setdefault(f"loss_{name}", []).append(sum(losses) / len(records))
         h = torch.cat(seen)
         decoded = projected(h.double().cpu().numpy(), *sides)
-        if self._encoder.discriminator == "linear":
-            return [self._linear(h)[:, 0].double().cpu().numpy(), decoded]
-        return [decoded, decoded]
-
-
-def _projected(h: Tensor, member: Tensor, nonmember: Tensor) -> Tensor:
-    one, zero = member.mean(dim=0), nonmember.mean(dim=0)
-    way = one - zero
-    return 2 * ((h - (one + zero) / 2) @ way) / (way @ way).clamp_min(_FLOOR)
+        return [self._linear(h)[:, 0].double().cpu().numpy(), decoded]
 
 
 def _outputs(net: nn.Module, layer: str, x: Tensor) -> Tensor:

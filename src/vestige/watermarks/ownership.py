@@ -127,7 +127,7 @@ class Commitment:
     root: str
     n_records: int
     encoding: Encoding
-    reading: Reading = "prototype"
+    reading: Reading = "projection"
     note: str = ""
     made: str = ""
 
@@ -216,7 +216,7 @@ def commit(
     encoding: Encoding,
     records: Records,
     *,
-    reading: Reading = "prototype",
+    reading: Reading = "projection",
     note: str = "",
 ) -> Opening:
     """Commit to a key and to the records that the model was trained on, encoded or not.
