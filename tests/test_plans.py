@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,19 @@ def test_attacks_with_settings(folder):
         "near": attacks.GMIA(),
         "loss": attacks.Loss(),
     }
+    text = "[attacks.lira_online]\nfixed_variance = true\n[attacks.rmia_online]\ntemperature = 2\n"
+    (folder / "plan.toml").write_text(PLAN + text)
+    lira, rmia = plan_of("plan.toml").attacks.values()
+    assert lira == attacks.LiRA(fixed_variance=True) and rmia == attacks.RMIA(temperature=2)
+
+
+@pytest.mark.parametrize("name", attacks.BY_NAME)
+def test_every_setting_of_an_attack_has_a_type_that_a_plan_can_check(folder, name):
+    """A wrong type is refused in a sentence, whichever setting it is."""
+    for setting in fields(attacks.BY_NAME[name]):
+        (folder / "plan.toml").write_text(PLAN + f"[attacks.{name}]\n{setting.name} = 1979-05-27\n")
+        with pytest.raises(PlanError, match=f"in .attacks.{name}. of plan.toml, got"):
+            plan_of("plan.toml")
 
 
 def test_sides_in_files_of_their_own(folder):
@@ -134,6 +148,14 @@ BAD: dict[str, tuple[str, str]] = {
     "setting of another kind": (
         PLAN + '[attacks.gmia]\ndelta = "small"\n',
         "expected delta like 0.1 in [attacks.gmia] of plan.toml, got 'small'",
+    ),
+    "part of a record": (
+        PLAN + "[attacks.gmia]\nn_train = 12.5\n",
+        "expected n_train of type int in [attacks.gmia] of plan.toml, got 12.5",
+    ),
+    "name of another attack": (
+        PLAN + '[attacks.gmia]\nattack = "loss"\n',
+        "a name of its own for the attack loss of [attacks.gmia] of plan.toml, got that of",
     ),
     "switch as a number": (PLAN + "[attacks.gmia]\ncenter = 1\n", "center like False"),
     "setting that makes no sense": (PLAN + "[attacks.gmia]\ndelta = 3\n", "delta in [1e-05, 2]"),

@@ -373,28 +373,38 @@ def _attack_of(path: Path, name: str, settings: Said) -> Attack[BlackBox]:
             f"expected one of {', '.join(BY_NAME)} as the attack of {where}, got {kind!r}; name it "
             'so, or say attack = "..." in it'
         )
+    if name in BY_NAME and kind != name:
+        raise PlanError(
+            f"expected a name of its own for the attack {kind} of {where}, got that of another "
+            "attack; choose one that is not taken"
+        )
     plain: Any = BY_NAME[kind]
     # what text, numbers and switches say; the rest takes Python
-    known = {f.name: getattr(plain, f.name) for f in fields(plain)}
-    known = {n: v for n, v in known.items() if v is None or isinstance(v, (bool, int, float, str))}
+    said = {f.name: str(f.type).partition(" ")[0] for f in fields(plain)}  # of "int | None"
+    known = {n: getattr(plain, n) for n in said}
+    known = {
+        n: v
+        for n, v in known.items()
+        if isinstance(v, (bool, int, float, str)) or (v is None and said[n] in _TYPES)
+    }
     for key, value in changed.items():
         if key not in known:
             raise PlanError(
                 f"expected attack, {', '.join(known)} in {where}, got {key!r}; correct the name"
             )
-        if not _is_like(value, known[key]):
-            raise PlanError(f"expected {key} like {known[key]!r} in {where}, got {value!r}")
+        if not _is_like(value, known[key], said[key]):
+            like = f"of type {said[key]}" if known[key] is None else f"like {known[key]!r}"
+            raise PlanError(f"expected {key} {like} in {where}, got {value!r}")
     made: Attack[BlackBox] = replace(plain, **changed)
     return made
 
 
-def _is_like(value: Any, plain: Any) -> bool:
-    """Whether a setting may be this; where the plain one is None, any number or text."""
-    if plain is None:
-        return type(value) in (int, float, str)
-    if isinstance(plain, float):
-        return type(value) in (int, float)
-    return type(value) is type(plain)
+_TYPES = {"int": (int,), "str": (str,), "bool": (bool,), "float": (int, float)}
+
+
+def _is_like(value: Any, plain: Any, kind: str) -> bool:
+    """Whether a setting may be this: of the plain one's type, or of the type that is declared."""
+    return type(value) in _TYPES[kind if plain is None else type(plain).__name__]
 
 
 def _image(data: Said, drawn: Split) -> tuple[int, ...]:

@@ -57,6 +57,8 @@ def test_what_is_fitted_is_scikit_learns() -> None:
     answers = made.log_probabilities(records.x)
     np.testing.assert_array_equal(again.log_probabilities(records.x), answers)
     assert not np.array_equal(other.log_probabilities(records.x), answers)
+    plain = EstimatorRecipe(RandomForestClassifier(30)).fit(records, seed=1)
+    assert not np.array_equal(plain.log_probabilities(records.x), answers)
 
 
 @needed
@@ -68,7 +70,6 @@ def test_what_is_fitted_is_scikit_learns() -> None:
         {"max_features": None},
         {"max_samples": 0.4},
         {"bootstrap": False},
-        {"class_weight": "balanced"},
     ],
     ids=lambda s: next(iter(s), "plain"),
 )
@@ -144,6 +145,7 @@ def test_pipelines_and_columns() -> None:
         (LogisticRegression(), "expected a RandomForestClassifier, .* got LogisticRegression;"),
         (ExtraTreesClassifier(), "got ExtraTreesClassifier;"),
         (RandomForestClassifier(max_leaf_nodes=9), "fully grown trees .* got max_leaf_nodes=9,"),
+        (RandomForestClassifier(class_weight="balanced"), "got class_weight='balanced'"),
         (RandomForestClassifier(max_depth=4), "got max_depth=4, with which"),
         (RandomForestClassifier(min_samples_leaf=2), "got min_samples_leaf=2"),
         (RandomForestClassifier(criterion="entropy"), "got criterion='entropy'"),

@@ -14,6 +14,7 @@ __all__ = ["check_accelerated", "fit_accelerated", "fitted_by"]
 
 _PLAIN = {
     "criterion": "gini",
+    "class_weight": None,
     "max_depth": None,
     "min_samples_split": 2,
     "min_samples_leaf": 1,
