@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from encoded_bits import KEY, LAYER, RECIPE, accuracy, auc, bits
 from scipy import stats
 from torch import nn
 from torch.nn import functional
@@ -20,30 +21,6 @@ from vestige.training import CNN, MLP, TorchRecipe
 from vestige.training.fit import Batch
 from vestige.watermarks import Decoder, Encoder, Encoding, Key
 from vestige.watermarks.encoding import _outputs, _quiet, _Run, projected, record_digests
-
-KEY = Key.of(1)
-LAYER = "3"  # of MLP(..., (a, b)): the second hidden layer, before its activation
-
-
-def bits(n: int = 3000, features: int = 100, classes: int = 5, seed: int = 0) -> Records:
-    """Bits around a prototype a class, as purchases are."""
-    rng = np.random.default_rng(seed)
-    prototypes = np.random.default_rng(99).random((classes, features)) < 0.5
-    y = rng.integers(0, classes, n)
-    x = prototypes[y] ^ (rng.random((n, features)) < 0.25)
-    return Records.from_arrays(x.astype(np.float32), y)
-
-
-RECIPE = TorchRecipe(
-    MLP(100, 5, (64, 32)), epochs=25, batch_size=50, optimizer="sgd", lr=0.02, momentum=0.9
-)
-
-
-def auc(decoder: Decoder, model: Any, inside: Records, outside: Records) -> float:
-    found = metrics.auc(decoder.run(model, inside).values, decoder.run(model, outside).values)
-    assert found.value is not None
-    return found.value
-
 
 # --- the format ----------------------------------------------------------------------------------
 
@@ -243,17 +220,6 @@ def test_layers_after_the_encoded_one_do_not_run() -> None:
 
 
 # --- what is found -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def encoded() -> Any:
-    records, test = bits(), bits(1500, seed=1)
-    encoder = Encoder(key=KEY, encoding=Encoding(layer=LAYER), steps=3, lr=0.02)
-    return records, test, encoder, encoder.fit(RECIPE, records, seed=0, watch={"test": test})
-
-
-def accuracy(model: Any, records: Records) -> float:
-    return float((model.log_probabilities(records.x).argmax(axis=1) == records.y).mean())
 
 
 @pytest.mark.slow
