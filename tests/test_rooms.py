@@ -24,7 +24,7 @@ FLOORS = [
     {"report", "serving"},
     {"measure", "risk"},
     {"audit"},
-    {"plans", "tables", "reproduce"},
+    {"encode", "plans", "tables", "reproduce"},
     {"cli"},
     {"__main__"},
 ]

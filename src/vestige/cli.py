@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Data sets: list them, fetch them, find them.")
 app.add_typer(data, name="data")
+encode = typer.Typer(
+    no_args_is_help=True, help="Membership encoding: a mark in a model, and claims that rest on it."
+)
+app.add_typer(encode, name="encode")
 
 Out = Annotated[Path, typer.Option(help="Folder for models, signals and the report.")]
 Folder = Annotated[Path, typer.Argument(help="The folder of an audit.")]
@@ -35,7 +39,7 @@ INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit code 0 done, 1 a gate failed, 2 the request was wrong."""
+    """Run the command line; exit code 0 done, 1 a gate or claim failed, 2 a wrong request."""
     try:
         code = app(arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -309,12 +313,19 @@ def gate(
     """
     from vestige.report import DEFAULT_LIMITS, Report
     from vestige.report import gate as check
+    from vestige.report.gate import not_judged
 
     limits = dict(_limit(text) for text in max) if max else dict(DEFAULT_LIMITS)
-    broken = check(Report.load(folder), limits, bound=bound)  # type: ignore[arg-type]
+    report = Report.load(folder)
+    broken = check(report, limits, bound=bound)  # type: ignore[arg-type]
     if broken:
         raise GateFailed("\n".join(broken))
-    print("passed: " + ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items()))
+    left = not_judged(report, limits)
+    print(
+        "passed: "
+        + ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items())
+        + (f"; not judged, as it cannot be measured: {', '.join(left)}" if left else "")
+    )
 
 
 @data.command("list")
@@ -346,6 +357,149 @@ def path(name: Annotated[str, typer.Argument(help="A data set.")]) -> None:
     from vestige import datasets
 
     print(datasets.path(name))
+
+
+PlanName = Annotated[str, typer.Argument(help="What `vestige audit` takes.", show_default=False)]
+KeyFile = Annotated[Path, typer.Option(help="The key's file.", show_default=False)]
+Weights = Annotated[
+    Path | None, typer.Option(help="Of the plan's network, as .safetensors; else its own model.")
+]
+
+
+@encode.command("key")
+def new_key(file: Annotated[Path, typer.Argument(help="Where it goes; not overwritten.")]) -> None:
+    """Draw a key and write it where only you can read it."""
+    from vestige.watermarks import Key
+
+    made = Key.new()
+    made.save(file)
+    print(f"key {made.name} in {file}: who has it can claim your models, and remove the mark")
+
+
+@encode.command("train")
+def train_marked(
+    plan: PlanName,
+    key: KeyFile,
+    out: Annotated[Path, typer.Option(help="A new folder for model and papers.")] = Path(
+        "runs/marked"
+    ),
+    layer: Annotated[
+        str,
+        typer.Option(help="That carries the mark; by default the linear layer before the last."),
+    ] = "",
+    black_box: Annotated[
+        bool, typer.Option("--black-box", help="In the log-probabilities, which an API shows too.")
+    ] = False,
+    rate: Annotated[float, typer.Option(help="Share of the records that the key encodes.")] = 0.2,
+    steps: Annotated[int, typer.Option(help="Encoding steps before each step.")] = 1,
+    lr: Annotated[
+        float | None, typer.Option(help="Of the encoding steps; by default the plan's.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random but the key.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a plan's network so that it carries the key's mark, and commit to it."""
+    from vestige.encode import marked
+    from vestige.plans import plan_of
+    from vestige.progress import shown
+    from vestige.watermarks import Key
+
+    made, secret = plan_of(plan, seed=seed), Key.load(key)
+    with shown(quiet) as progress:
+        found = marked(
+            made,
+            secret,
+            out,
+            layer=None if black_box else layer,
+            rate=rate,
+            steps=steps,
+            lr=lr,
+            progress=progress,
+        )
+    print(found)
+
+
+@encode.command()
+def decode(
+    plan: PlanName,
+    key: KeyFile,
+    encoding: Annotated[Path, typer.Option(help="encoding.json of the mark.")],
+    weights: Weights = None,
+    seed: Annotated[int | None, typer.Option(help="Of the plan's draw of records.")] = None,
+) -> None:
+    """What the key tells of a plan's members and non-members."""
+    from vestige.encode import decoded, load_format, model_of
+    from vestige.plans import plan_of
+    from vestige.watermarks import Key
+
+    made, (said, reading) = plan_of(plan, seed=seed), load_format(encoding)
+    print(decoded(made, Key.load(key), said, model_of(made, weights), reading))
+
+
+@encode.command()
+def challenge(
+    commitment: Annotated[Path, typer.Argument(help="The owner's commitment.")],
+    out: Annotated[Path, typer.Option(help="A new file.")],
+    n: Annotated[int, typer.Option(help="Records to ask for.")] = 2500,
+) -> None:
+    """For a verifier: draw the records that a claim must show."""
+    from vestige.encode import save_challenge
+    from vestige.watermarks.ownership import Commitment
+    from vestige.watermarks.ownership import challenge as drawn
+
+    asked = drawn(Commitment.load(commitment), n)
+    save_challenge(out, asked)
+    print(f"{len(asked.places):,} records are asked for: {out}")
+
+
+@encode.command()
+def claim(
+    plan: PlanName,
+    opening: Annotated[Path, typer.Option(help="opening.json of the mark.")],
+    challenge: Annotated[Path, typer.Option(help="The verifier's.")],
+    out: Annotated[Path, typer.Option(help="A new file; its records go beside it.")],
+    seed: Annotated[int | None, typer.Option(help="Of the plan's draw of records.")] = None,
+) -> None:
+    """For an owner: show the key and the records that a verifier asks for."""
+    from vestige.encode import asked_for
+    from vestige.plans import plan_of
+    from vestige.watermarks.ownership import Opening
+    from vestige.watermarks.ownership import claim as answered
+
+    made, own = plan_of(plan, seed=seed), Opening.load(opening)
+    answered(own, made.split.members, asked_for(challenge)).save(out)
+    print(f"{out} and {out}.npz: they hold the key and records; hand them to the verifier alone")
+
+
+@encode.command()
+def verify(
+    plan: PlanName,
+    claim: Annotated[Path, typer.Option(help="The owner's.")],
+    commitment: Annotated[Path, typer.Option(help="As it was deposited.")],
+    challenge: Annotated[Path, typer.Option(help="Your own.")],
+    deposited: Annotated[str, typer.Option(help="When the commitment was deposited: 2026-03-01.")],
+    released: Annotated[str, typer.Option(help="When others could first see the model.")],
+    tries: Annotated[int, typer.Option(help="Commitments that this claimant deposited.")] = 1,
+    weights: Weights = None,
+) -> None:
+    """Test a claim on a plan's model; exit with 1, and say why, where it is refused."""
+    from vestige.encode import model_of, tested
+    from vestige.plans import plan_of
+
+    found = tested(
+        model_of(plan_of(plan), weights),
+        commitment,
+        challenge,
+        claim,
+        deposited=deposited,
+        released=released,
+        tries=tries,
+    )
+    print(
+        f"accepted: the key's choice would fit a model made without it so well with p = "
+        f"10^{found.log10_p:.1f}; {found.matched:,} of {found.total:,} encoded records are above "
+        "the middle"
+    )
 
 
 @app.callback(invoke_without_command=True)

@@ -20,7 +20,7 @@ from vestige.records import Records
 from vestige.training import CNN, MLP, TorchRecipe
 from vestige.training.fit import Batch
 from vestige.watermarks import Decoder, Encoder, Encoding, Key
-from vestige.watermarks.encoding import _outputs, _quiet, _Run, projected, record_digests
+from vestige.watermarks.encoding import _at_rest, _outputs, _Run, projected, record_digests
 
 # --- the format ----------------------------------------------------------------------------------
 
@@ -196,13 +196,13 @@ def test_statistics_and_dropout_rest_during_encoding_steps() -> None:
     norm, x = net[1], torch.randn(16, 4)
     before = [b.clone() for b in norm.buffers()]
     norms, drops = [norm], [net[2]]
-    with _quiet(norms, drops):
+    with _at_rest(norms, drops):
         a, b = net(x), net(x)
     assert torch.equal(a, b)
     assert all(torch.equal(p, q) for p, q in zip(before, norm.buffers(), strict=True))
     # batch statistics are used, not the running ones
     by_hand = (net[0](x) - net[0](x).mean(0)) / (net[0](x).var(0, unbiased=False) + 1e-5).sqrt()
-    with _quiet(norms, drops):
+    with _at_rest(norms, drops):
         assert torch.allclose(norm(net[0](x)), by_hand, atol=1e-5)
     assert net[2].training and not torch.equal(net(x), net(x))
     assert not torch.equal(before[0], norm.running_mean)

@@ -20,6 +20,7 @@ from torch.nn import functional
 from vestige import metrics
 from vestige.errors import InvalidInput
 from vestige.models import BlackBox, TorchModel, WhiteBox, evaluating
+from vestige.progress import Progress, quiet
 from vestige.records import Records
 from vestige.scores import Scores
 from vestige.training.fit import (
@@ -36,13 +37,15 @@ from vestige.training.fit import (
 from vestige.training.recipe import TorchRecipe
 from vestige.watermarks.keys import Key
 
-__all__ = ["Decoder", "Encoded", "Encoder", "Encoding", "Reading"]
+__all__ = ["Decoder", "Encoded", "Encoder", "Encoding", "Reading", "last_hidden"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Reading = Literal["projection", "network"]
 
 _FLOOR = 1e-12
+_STEPS = 100
+"""Steps between two words on progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +330,7 @@ class Encoder:
         watch: Mapping[str, Records] | None = None,
         every: int = 1,
         kept: Mapping[str, Tensor] | None = None,
+        progress: Progress = quiet,
     ) -> Encoded:
         """Train one model on all the records.
 
@@ -335,6 +339,7 @@ class Encoder:
             watch: sets that are asked about after each epoch, beside the client's own.
             every: epochs between two looks.
             kept: by a parameter's name, which of its entries are trained; others stay as they are.
+            progress: called with a label, the steps done and the total.
 
         Raises:
             InvalidInput: none or all records are chosen, no layer of that name, or the recipe's
@@ -347,10 +352,19 @@ class Encoder:
                 f"expected some of the {len(records)} records to be encoded and some not, got "
                 f"{int(chosen.sum())}; change the rate"
             )
-        run = _Run(self, recipe, records, chosen, seed, watch, every, kept or {})
+        run = _Run(self, recipe, records, chosen, seed, watch, every, kept or {}, progress)
         model = fit(recipe, records, seed=seed, objective=run, gradients=run.gradients)
         run.look(model.net)
         return Encoded(model, chosen, run.trace)
+
+
+def last_hidden(net: nn.Module) -> str | None:
+    """The name of the linear layer before the last one, which carries most; None if there is none.
+
+    It is the layer of the paper's fully connected networks (sec. 5.2).
+    """
+    linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-2] if len(linear) > 1 else None
 
 
 class _Reached(Exception):
@@ -370,13 +384,14 @@ class _Run:
         watch: Mapping[str, Records] | None,
         every: int,
         kept: Mapping[str, Tensor],
+        progress: Progress = quiet,
     ) -> None:
         self._encoder, self._recipe, self._records, self._chosen = encoder, recipe, records, chosen
         self._task = RecipeLoss(recipe)
         self._rng = np.random.default_rng([seed, 7])
         self._total = n_steps(recipe, len(records))
         self._epoch = -(-len(records) // recipe.batch_size) * every
-        self._watch, self._kept = watch, kept
+        self._watch, self._kept, self._progress = watch, kept, progress
         self._ready = False
         self.trace: dict[str, list[float]] = {}
 
@@ -386,6 +401,8 @@ class _Run:
                 self._prepare(net)
             elif batch.step % self._epoch == 0:
                 self.look(net)
+            if batch.step % _STEPS == 0:
+                self._progress("encoding", batch.step, self._total)
             factor = 1.0
             if self._recipe.schedule is not None:
                 factor = self._recipe.schedule(batch.step / self._total)
@@ -422,7 +439,7 @@ class _Run:
             width = self._represent(net, torch.cat([s[:1] for s in self._synthetic])).shape[1]
         self._linear = nn.Linear(width, 1).to(first)
         # layers above the encoded one have no gradient
-        with _quiet(self._still, self._dropouts):
+        with _at_rest(self._still, self._dropouts):
             loss = self._loss(net)
         weights = trainable(net)
         found = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -434,7 +451,7 @@ class _Run:
         self._ready = True
 
     def _step(self, net: nn.Module, factor: float) -> None:
-        with _quiet(self._still, self._dropouts):
+        with _at_rest(self._still, self._dropouts):
             loss = self._loss(net)
         found: Sequence[Tensor] = torch.autograd.grad(loss, self._trained)
         assign(self._trained, self._masked(self._trained, found) if self._kept else found)
@@ -545,7 +562,7 @@ def _outputs(net: nn.Module, layer: str, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet(norms: Sequence[nn.Module], dropouts: Sequence[nn.Module]) -> Iterator[None]:
+def _at_rest(norms: Sequence[nn.Module], dropouts: Sequence[nn.Module]) -> Iterator[None]:
     """Batches of noise leave running statistics as they are; nothing is dropped out."""
     tracked = [bool(m.track_running_stats) for m in norms]
     training = [m.training for m in dropouts]
