@@ -1,5 +1,6 @@
 """Records at risk in an audit: counted as by hand, refused in a sentence, kept back when asked."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from vestige.attacks.gmia import neighborhood
 from vestige.audit import run
 from vestige.errors import MissingModels, PlanError
 from vestige.metrics import benjamini_hochberg
-from vestige.report import schema
+from vestige.report import schema, verdict
 from vestige.signals import true_class_margin
 from vestige.tables import plan_of_table
 from worlds import overfit_world
@@ -154,23 +155,124 @@ def test_the_verdict_names_the_records_it_speaks_of():
     assert f"on {n} of 600 records reaches an AUC of" in made.verdict.sentence
 
 
-def test_few_references_are_a_warning(report):
-    (said,) = (w.message for w in report.warnings if w.code == "few_references")
-    assert "With 100 reference models without a record" in said
-    assert "for p <= 0.01 give at least 398 references" in said
-    none = run(plan(attacks=["loss"]))
-    assert "few_references" not in {w.code for w in none.warnings}
+def said_of(made, code):
+    return [w.message for w in made.warnings if w.code == code]
+
+
+def some_models(n):
+    known = WORLD.known
+    return vs.Pool(known.models[:n], known.records, known.member[:n])
+
+
+def test_few_references_are_a_warning_where_the_cutoff_is_out_of_reach(report):
+    # 1 / 101 is below 0.01: what the table resolves is not warned of
+    assert report.records_at_risk.recognized.value is not None
+    assert said_of(report, "few_references") == []
+    short = run(plan(known=some_models(196)))
+    assert short.records_at_risk.recognized.value is None
+    (said,) = said_of(short, "few_references")
+    assert said == (
+        "With 98 reference models without a record, the exact p-values of gmia are multiples of "
+        "0.01; for p <= 0.01 give at least 198 references."
+    )
+    assert said_of(run(plan(attacks=["loss"])), "few_references") == []
 
 
 def test_a_cutoff_that_so_few_models_cannot_reach_is_not_resolvable():
-    known = WORLD.known
-    known = vs.Pool(known.models[:16], known.records, known.member[:16])
-    found = run(plan(known=known, attacks={"gmia": replace(ATTACK, delta=0.1)})).records_at_risk
+    made = run(plan(known=some_models(16), attacks={"gmia": replace(ATTACK, delta=0.1)}))
+    found = made.records_at_risk
     assert found.n_models == 8 and found.recognized.value is None
     assert found.recognized.reason == (
         "not resolvable: an exact p-value of 0.01 takes 99 reference models without the record, "
         "got 8"
     )
+    assert found.n_discovered is None and found.n_members_discovered is None
+    assert not any(record.recognized for record in found.records)
+    assert "who is recognized is not resolvable by ranks among so few" in str(made)
+
+
+def test_ranks_that_name_nobody_whatever_is_true_are_not_resolvable():
+    """By hand: were all m members of n tested at 1 / (k + 1), their q is n / (k + 1) / m."""
+    for n_models in (32, 64, 80, 200):
+        made = run(plan(known=some_models(n_models)))
+        found, finding = made.records_at_risk, made.finding("gmia")
+        n, m = found.n_tested, finding.n_members
+        least = n / (n_models // 2 + 1) / m
+        assert (found.n_discovered is None) is (least > 0.05)
+        need = int(np.ceil(n / m / 0.05 - 1))
+        assert n / (need + 1) / m <= 0.05 < n / need / m
+        told = " ".join(said_of(made, "few_references"))
+        assert (f"5% give at least {2 * need}, and {2 * (20 * n - 1):,} where" in told) is (
+            least > 0.05
+        )
+
+
+def test_who_is_tested_is_counted_and_ranks_are_among_those_that_judge():
+    split = replace(ATTACK, split_references=True)
+    made = run(plan(known=some_models(16), attacks={"gmia": split, "loss": Loss()}))
+    found, finding = made.records_at_risk, made.finding("gmia")
+    n = finding.n_members + finding.n_nonmembers
+    assert found.n_standing_out == found.n_tested == n
+    assert found.n_members_out == finding.n_members
+    # two pairs of halves choose, two judge: of each pair one model never saw the record
+    assert found.n_models == 4
+    assert {round(5 * r.p_value, 9) for r in found.records} <= {1, 2, 3, 4, 5}
+    assert "for p <= 0.01 give at least 396 references" in said_of(made, "few_references")[0]
+
+
+# --- who is exposed, beside those at risk ------------------------------------------------------
+
+
+def test_the_exposed_are_those_recognized_by_ranks(report):
+    exposed, found = report.exposed_records, report.records_at_risk
+    assert exposed.attack == "gmia" and exposed.method.startswith("exact ranks among reference")
+    assert exposed.n_exposed == found.n_members_discovered > 10
+    assert exposed.n_tested == report.finding("gmia").n_members < 300
+    assert f"gmia recognizes {exposed.n_exposed} of 300 members, {exposed.n_tested} of" in str(
+        report
+    )
+    by_id = {r.id: r for r in found.records if r.member}
+    both = [r for r in exposed.records if r.id in by_id]
+    assert both and all(r.q_value == by_id[r.id].q_value for r in both)
+    assert all(r.exposed is by_id[r.id].recognized for r in both)
+    table = report.records
+    assert table.exposed.sum() == exposed.n_exposed and not table.exposed[~table.member].any()
+
+
+def test_where_ranks_are_too_coarse_the_scores_among_nonmembers_name_them():
+    made = run(plan(known=some_models(32)))
+    exposed = made.exposed_records
+    assert made.records_at_risk.n_discovered is None
+    assert exposed.attack == "gmia" and exposed.method.startswith("rank among the non-members")
+
+
+def test_an_attack_on_too_few_to_name_anybody_gives_way():
+    made = run(plan(known=some_models(16), attacks={"gmia": GMIA(delta=0.5), "loss": Loss()}))
+    assert 0 < made.finding("gmia").n_nonmembers < 19
+    assert made.exposed_records.attack == "loss"
+
+
+def test_the_verdict_is_told_who_is_recognized(monkeypatch):
+    told = []
+
+    def spy(findings, **given):
+        told.append(given)
+        return verdict(findings, **given)
+
+    monkeypatch.setattr(sys.modules["vestige.audit"], "verdict", spy)
+    made = run(plan())
+    (given,) = told
+    assert given["at_risk"] is made.records_at_risk is not None
+    assert given["exposed"] is made.exposed_records
+
+
+def test_a_second_look_for_records_at_risk_is_named():
+    made = run(plan(attacks={"near": ATTACK, "far": replace(ATTACK, delta=0.5)}))
+    assert made.records_at_risk.attack == "near"
+    assert said_of(made, "other_records_at_risk") == [
+        "Records at risk are those of near; far, which looks for such records too, stands among "
+        "the attacks only."
+    ]
 
 
 def test_where_the_sides_differ_p_values_still_hold():

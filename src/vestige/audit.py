@@ -78,13 +78,15 @@ AGES = timedelta(days=1)
 FEWEST = 10
 """Records a side below which nothing can be said."""
 
-# Whose scores name the exposed records: fixed beforehand, so that the choice cannot favor one.
+# Whose scores name the exposed records: the first of these whose p-values can be fine enough.
+# Fixed beforehand, so that the choice cannot favor one.
 EXPOSING = (
     "lira_online",
     "rmia_online",
     "lira_fixed_variance",
     "lira_offline",
     "rmia_offline",
+    "gmia",
     "population",
     "modified_entropy",
     "loss",
@@ -259,15 +261,18 @@ def run(
         *skipped,
         *failed,
         *_warnings(plan, target, findings, alike, pool, candidates, answers),
-        *_few_references(at_risk),
     ]
     # where the sides differ without the model, a high score says nothing about membership
-    shown = None if alike.passed is False else _exposing(plan, scores)
+    shown = None if alike.passed is False else _exposing(plan, attacks, scores, pool)
+    ranks = shown is not None and measure.names_by_ranks(
+        attacks[shown], scores[shown], plan.split, pool
+    )
     exposed = (
         measure.exposed(
             shown,
             scores[shown],
             plan.split,
+            ranks=ranks,
             image=plan.image,
             previews=_shows(plan, target),
         )
@@ -279,7 +284,13 @@ def run(
         findings = [_seen_through(plan.answers, found) for found in findings]
     report = Report(
         name=plan.name,
-        verdict=verdict(findings, exchangeability=alike, warnings=warnings, exposed=exposed),
+        verdict=verdict(
+            findings,
+            exchangeability=alike,
+            warnings=warnings,
+            exposed=exposed,
+            at_risk=at_risk,
+        ),
         target=described,
         data=_data(plan, note),
         exchangeability=alike,
@@ -300,7 +311,7 @@ def run(
                 "total": total,
             },
         ),
-        records=_table(plan.split, scores, shown),
+        records=_table(plan.split, scores, shown, ranks),
     )
     if out is not None:
         report.save(out)
@@ -318,11 +329,21 @@ def _seeds(seed: int) -> list[int]:
     return [int(s) for s in np.random.SeedSequence(seed).generate_state(5) >> 1]
 
 
-def _exposing(plan: Plan, scores: Mapping[str, Scores]) -> str | None:
-    """The attack whose scores name the exposed records; one of the user's own comes first."""
+def _exposing(
+    plan: Plan,
+    attacks: Mapping[str, Attack[BlackBox]],
+    scores: Mapping[str, Scores],
+    pool: Pool[BlackBox],
+) -> str | None:
+    """The attack whose scores name the exposed records; one of the user's own comes first.
+
+    One whose p-values cannot be fine enough, as it scored too few, gives way to others.
+    """
     own = [name for name in scores if name not in BY_NAME]
     order = FILTERED if plan.answers not in ("", "none") else EXPOSING
-    return next(iter([*own, *(n for n in order if n in scores), *scores]), None)
+    names = [*own, *(n for n in order if n in scores), *scores]
+    able = (n for n in names if measure.can_name(attacks[n], scores[n], plan.split, pool))
+    return next(able, next(iter(names), None))
 
 
 # --- what is asked -----------------------------------------------------------------------------
@@ -713,7 +734,17 @@ def _run_attacks(
         finally:
             progress("attacks", done, len(attacks))
         seconds = time.perf_counter() - started
+        if isinstance(attack, GMIA) and at_risk is not None:
+            failed.append(
+                ReportWarning(
+                    "other_records_at_risk",
+                    f"Records at risk are those of {at_risk.attack}; {name}, which looks for such "
+                    "records too, stands among the attacks only.",
+                )
+            )
         if isinstance(attack, GMIA) and at_risk is None:
+            few = measure.few_references(name, attack, said, plan.split, pool)
+            failed += [ReportWarning("few_references", few)] if few else []
             at_risk = measure.at_risk(
                 name,
                 attack,
@@ -865,23 +896,6 @@ def _warnings(
             )
         )
     return found
-
-
-def _few_references(at_risk: RecordsAtRisk | None) -> list[ReportWarning]:
-    """Where exact p-values are too coarse for the cutoff, by the rule cutoff < 2 / (k + 1)."""
-    if at_risk is None or not at_risk.n_tested:
-        return []
-    k, cutoff = at_risk.n_models, at_risk.cutoff
-    if cutoff * (k + 1) >= 2:
-        return []
-    return [
-        ReportWarning(
-            "few_references",
-            f"With {k} reference models without a record, the exact p-values of {at_risk.attack} "
-            f"are multiples of {1 / (k + 1):.2g}; for p <= {cutoff:g} give at least "
-            f"{2 * int(np.ceil(2 / cutoff - 1))} references, half of which are without it.",
-        )
-    ]
 
 
 def _is_backwards(finding: Finding) -> bool:
@@ -1072,9 +1086,11 @@ def _provenance(
     )
 
 
-def _table(split: Split, scores: Mapping[str, Scores], shown: str | None) -> RecordTable:
+def _table(
+    split: Split, scores: Mapping[str, Scores], shown: str | None, ranks: bool
+) -> RecordTable:
     ids = np.concatenate([split.members.ids, split.nonmembers.ids])
-    exposure = measure.exposure(scores[shown], split)[0] if shown else None
+    exposure = measure.exposure(scores[shown], split, ranks=ranks)[0] if shown else None
     return RecordTable.from_scores(
         ids,
         np.concatenate([split.members.y, split.nonmembers.y]),

@@ -36,7 +36,15 @@ from vestige.report import (
 )
 from vestige.scores import Scores
 
-__all__ = ["at_risk", "exposed", "exposure", "finding"]
+__all__ = [
+    "at_risk",
+    "can_name",
+    "exposed",
+    "exposure",
+    "few_references",
+    "finding",
+    "names_by_ranks",
+]
 
 Floats = NDArray[np.float64]
 FDR = 0.05
@@ -171,34 +179,116 @@ def _histogram(m: Floats, n: Floats) -> Histogram:
     return Histogram(tuple(edges.tolist()), tuple(counts[0].tolist()), tuple(counts[1].tolist()))
 
 
-def exposure(scores: Scores, split: Split) -> tuple[Scores, Floats]:
+def can_name(attack: Attack[BlackBox], scores: Scores, split: Split, known: Pool[BlackBox]) -> bool:
+    """Whether p-values are fine enough for members to be exposed, were all at the least of them."""
+    n_nonmembers = int((~split.is_member(scores.ids)).sum())
+    return _reaches(FDR, n_nonmembers) or names_by_ranks(attack, scores, split, known)
+
+
+def names_by_ranks(
+    attack: Attack[BlackBox], scores: Scores, split: Split, known: Pool[BlackBox]
+) -> bool:
+    """Whether the attack ranks the target among models, enough of them to expose members so."""
+    if not isinstance(attack, GMIA):
+        return False
+    n_members = int(split.is_member(scores.ids).sum())
+    return _discovers(n_members, len(scores), _n_judges(attack, scores, split, known))
+
+
+def few_references(
+    name: str, attack: GMIA, scores: Scores | None, split: Split, known: Pool[BlackBox]
+) -> str:
+    """For what the reference models are too few, and how many would do; '' where they do."""
+    k = _n_judges(attack, scores, split, known)
+    if scores is None or not k:
+        return ""
+
+    def references(level: float) -> str:
+        need = _ranks_needed(level) * len(known.models) / k
+        return f"{2 * int(np.ceil(need / 2 - 1e-9)):,}"
+
+    n_members, said = int(split.is_member(scores.ids).sum()), []
+    if not _reaches(CUTOFF, k):
+        said.append(f"for p <= {CUTOFF:g} give at least {references(CUTOFF)} references")
+    if n_members and not _discovers(n_members, len(scores), k):
+        least, alone = FDR * n_members / len(scores), FDR / len(scores)
+        said.append(
+            f"to recognize anybody at a false discovery rate of {FDR:.0%} give at least "
+            f"{references(least)}, and {references(alone)} where it is one record alone"
+        )
+    if not said:
+        return ""
+    return (
+        f"With {k} reference models without a record, the exact p-values of {name} are multiples "
+        f"of {1 / (k + 1):.2g}; {'; '.join(said)}."
+    )
+
+
+def _n_judges(attack: GMIA, scores: Scores | None, split: Split, known: Pool[BlackBox]) -> int:
+    """Models without a record that it is tested with, the median over the records scored."""
+    if scores is None or not len(scores):
+        return 0
+    candidates = split.candidates
+    outside = ~trained_on_content(known, candidates[np.isin(candidates.ids, scores.ids)])
+    return int(np.median((outside & attack.judges(known)[:, None]).sum(axis=0)))
+
+
+def _reaches(level: float, k: int) -> bool:
+    """Whether the least of k + 1 ranks is at the level: what "resolvable" means."""
+    return level * (k + 1) >= 1 - 1e-9
+
+
+def _ranks_needed(level: float) -> int:
+    return int(np.ceil(1 / level - 1 - 1e-9))
+
+
+def _discovers(n_members: int, n_tested: int, k: int) -> bool:
+    """Whether ranks among k can reach the false discovery rate, were all members in front."""
+    return n_members > 0 and _reaches(FDR * n_members / n_tested, k)
+
+
+def exposure(scores: Scores, split: Split, *, ranks: bool = False) -> tuple[Scores, Floats]:
     """The members' scores with q-values in place of p-values, and their p-values.
 
     A member's p-value is the share of non-members that score at least as high, itself counted
     in (a conformal p-value: exact whatever the scores mean); q-values by Benjamini & Hochberg,
     valid for conformal p-values that share their non-members (Bates et al. 2023, thm. 2).
+
+    Args:
+        ranks: take the attack's own p-values instead, of members and non-members together, as
+            `at_risk` does.
     """
     member = split.is_member(scores.ids)
+    if ranks and scores.p_values is not None:
+        own = metrics.benjamini_hochberg(scores.p_values)[member]
+        return Scores(scores.ids[member], scores.values[member], own), scores.p_values[member]
     p = metrics.rank_p_values(scores.values[member], scores.values[~member])
     q = metrics.benjamini_hochberg(p)
     return Scores(scores.ids[member], scores.values[member], q), p
 
 
 def exposed(
-    name: str, scores: Scores, split: Split, *, image: Sequence[int] = (), previews: bool = True
+    name: str,
+    scores: Scores,
+    split: Split,
+    *,
+    ranks: bool = False,
+    image: Sequence[int] = (),
+    previews: bool = True,
 ) -> ExposedRecords:
     """The members that an attack recognizes one by one, most exposed first.
 
     Args:
+        ranks: as in `exposure`.
         image: (height, width[, 3]) or (channels, height, width) where records are pictures.
         previews: whether to show the exposed records themselves; the others never are.
     """
-    tested, p = exposure(scores, split)
+    tested, p = exposure(scores, split, ranks=ranks)
     usual = None if image or not previews else _usual(split.members)
     q = tested.p_values
     assert q is not None
     called = q <= FDR
-    order = np.lexsort((-tested.values, q))[:SHOWN]
+    order = np.lexsort((-tested.values, p, q))[:SHOWN]
     records = split.members
     place = {identity: row for row, identity in enumerate(records.ids.tolist())}
     shown = tuple(
@@ -222,7 +312,9 @@ def exposed(
         n_exposed=int(called.sum()),
         n_tested=len(tested),
         method=(
-            "rank among the non-members (conformal p-value, at least "
+            "exact ranks among reference models without the record, Benjamini-Hochberg"
+            if ranks
+            else "rank among the non-members (conformal p-value, at least "
             f"1/{len(scores) - len(tested) + 1}), Benjamini-Hochberg"
         ),
         expected_false=float(FDR * called.sum()),
@@ -244,7 +336,8 @@ def at_risk(
 
     The first is read off the reference models alone. The p-values are exact ranks among models
     that were trained without the record; q-values are Benjamini and Hochberg's over all records
-    tested, members or not, since whoever attacks cannot tell.
+    tested, members or not, since whoever attacks cannot tell. Where the models are so few that not
+    even all members tested, at the lowest rank, would be recognized, how many are is not known.
 
     Args:
         name: of the attack, in the report.
@@ -259,12 +352,16 @@ def at_risk(
         features=attack.features,
         center=attack.center,
         n_train=attack.n_train,
+        models=attack.choosing(known),
     )
     out = np.ones(len(candidates), bool) if attack.beta is None else near.expected < attack.beta
     p, smooth, q = _p_values(scores, candidates)
     member, tested = split.is_member(candidates.ids), ~np.isnan(p)
-    without = (~trained_on_content(known, candidates[tested])).sum(axis=0)
-    n_models = int(np.median(without)) if len(without) else 0
+    n_models = _n_judges(attack, scores, split, known)
+    # ranks too coarse for any number of members name nobody, whatever is true
+    n_tested, n_members = int(tested.sum()), int((tested & member).sum())
+    unknown = n_members > 0 and not _discovers(n_members, n_tested, n_models)
+    named = np.zeros_like(tested) if unknown else q <= FDR
     order = np.lexsort((near.expected, smooth, p))
     usual = None if image or not previews else _usual(split.members)
 
@@ -281,18 +378,26 @@ def at_risk(
         n_candidates=len(candidates),
         n_standing_out=int(out.sum()),
         n_members_out=int((out & member).sum()),
-        n_tested=int(tested.sum()),
+        n_tested=n_tested,
         n_models=n_models,
         cutoff=CUTOFF,
         recognized=_share_at(p[tested & member], n_models, "member"),
         mistaken=_share_at(p[tested & ~member], n_models, "non-member"),
         fdr=FDR,
-        n_discovered=int((q <= FDR).sum()),
-        n_members_discovered=int(((q <= FDR) & member).sum()),
+        n_discovered=None if unknown else int(named.sum()),
+        n_members_discovered=None if unknown else int((named & member).sum()),
         method=f"exact ranks among {n_models} models without the record, Benjamini-Hochberg",
         records=tuple(
             _risky(
-                candidates, i, bool(member[i]), near, (p[i], smooth[i], q[i]), known, places, shown
+                candidates,
+                i,
+                bool(member[i]),
+                bool(named[i]),
+                near,
+                (p[i], smooth[i], q[i]),
+                known,
+                places,
+                shown,
             )
             for i in rows
         ),
@@ -314,8 +419,8 @@ def _share_at(p: Floats, n_models: int, noun: str) -> Estimate:
     """The share of p-values at the cutoff, where there are p-values that small."""
     if not len(p):
         return Estimate(None, None, None, "none", reason=f"no {noun} was tested")
-    if CUTOFF * (n_models + 1) < 1 - 1e-9:
-        need = int(np.ceil(1 / CUTOFF - 1 - 1e-9))
+    if not _reaches(CUTOFF, n_models):
+        need = _ranks_needed(CUTOFF)
         return Estimate(
             None,
             None,
@@ -331,6 +436,7 @@ def _risky(
     candidates: Records,
     row: int,
     member: bool,
+    recognized: bool,
     near: Neighborhood,
     values: tuple[float, float, float],
     known: Pool[BlackBox],
@@ -349,7 +455,7 @@ def _risky(
         p_value=p,
         smooth_p_value=smooth,
         q_value=q,
-        recognized=q is not None and q <= FDR,
+        recognized=recognized,
         nearest_id=nearest,
         nearest_label_name="" if other is None else _class_name(known.records, other),
         nearest_distance=(

@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from example import exact, small, small_finding, unresolved
+from example import exact, small, small_finding, small_risk, unresolved
+from typer.testing import CliRunner
 
+from vestige.cli import app
 from vestige.errors import PlanError
 from vestige.report import DEFAULT_LIMITS, gate
+from vestige.report.gate import not_judged
 
 
 def with_metrics(**metrics):
@@ -68,6 +71,30 @@ def test_odd_requests_are_refused():
 
 def test_nothing_measured_does_not_pass():
     assert gate(replace(small(), findings=()))
+
+
+def test_what_is_not_judged_is_named():
+    tied = unresolved("not attainable: scores tie")
+    report = replace(with_metrics(**{"tpr@0.01": tied}), records_at_risk=None)
+    limits = {"auc": 0.6, "tpr@0.01": 0}
+    assert gate(report, limits) == [] and not_judged(report, limits) == ["loss (tpr@0.01)"]
+    assert not_judged(report, {"auc": 0.6}) == []
+    # tested, on one side alone: there is no finding that could exceed a limit
+    one_side = replace(report, records_at_risk=small_risk())
+    assert not_judged(one_side, {"auc": 0.6}) == ["gmia (auc)"]
+    nobody = replace(report, records_at_risk=replace(small_risk(), n_tested=0))
+    assert not_judged(nobody, {"auc": 0.6}) == []
+
+
+def test_the_command_says_what_is_not_judged(tmp_path):
+    tied = unresolved("not attainable: scores tie")
+    folder = with_metrics(**{"tpr@0.01": tied}).save(tmp_path)
+    ran = CliRunner().invoke(app, ["gate", str(folder), "--max", "auc=0.6", "--max", "tpr@0.01=0"])
+    assert ran.exit_code == 0
+    assert ran.output == (
+        "passed: auc at most 0.6, tpr@0.01 at most 0; not judged, as it cannot be measured: loss "
+        "(tpr@0.01), gmia (auc, tpr@0.01)\n"
+    )
 
 
 def test_the_defaults_fail_a_leaky_model_and_pass_a_tight_one():

@@ -6,7 +6,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from example import exact, failed, realistic, small, small_finding, small_risk, unresolved
+from example import (
+    exact,
+    failed,
+    realistic,
+    small,
+    small_exposed,
+    small_finding,
+    small_risk,
+    unresolved,
+)
 from hostile import LONG, SCRIPT, hostile
 from outline import outline, read
 
@@ -206,9 +215,38 @@ def test_one_at_risk_is_one():
 
 def test_all_tested_and_more_than_shown_are_told():
     section = risk(beta=None, n_standing_out=1000, recognized=unresolved("not resolvable: few"))
-    assert "1,000 of 1,000 records are looked at." in section.words
+    assert "All 1,000 records are looked at." in section.words
     assert "The first 3 are shown." in section.words
     assert "Not resolvable: few." in section.words
+
+
+def test_what_so_few_models_cannot_resolve_is_no_count():
+    section = risk(n_discovered=None, n_members_discovered=None)
+    rows = [[e.words for e in row.find("td")][-1] for row in section.find("tbody")[0].find("tr")]
+    assert rows == ["not resolvable", "not resolvable"]
+    assert "the false discovery rate takes is among the warnings" in section.words
+
+
+def exposed(**changes):
+    made = replace(small_exposed(), **changes)
+    page = read(render(replace(small(), exposed_records=made)))
+    (section,) = [e for e in page.all("section") if e.attributes.get("id") == "exposed"]
+    return section.words
+
+
+def test_the_exposed_are_of_the_models_members_and_of_one_attack():
+    said = exposed(n_tested=273)
+    assert "lira_online recognizes 2 of 500 members, 273 of them scored, one by one, of" in said
+    assert "q_value and exposed are of lira_online." in said
+    # another attack named one, of those that stand out
+    assert "gmia, of the records that it tests, recognizes 1 member: see Records at risk" in said
+    assert "see Records at risk" not in exposed(attack="gmia")
+
+
+def test_where_nobody_is_exposed_there_is_no_luck():
+    said = exposed(n_exposed=0, expected_false=0.0, records=())
+    assert "recognizes 0 of 500 members one by one, at a false discovery rate of 5% (" in said
+    assert "luck" not in said
 
 
 def test_without_a_look_at_the_records_at_risk_there_is_no_section():

@@ -14,6 +14,7 @@ from example import (
     realistic,
     records_table,
     small,
+    small_exposed,
     small_finding,
     small_risk,
     unresolved,
@@ -246,6 +247,17 @@ RISK_LINES = {
     "3 of 1,000 records stand out before the model is asked (gmia), 2 of them members; at "
     "p <= 0.01 the share recognized is not resolvable. At a false discovery rate of 5%, 1 is "
     "recognized.": {"recognized": unresolved(), "mistaken": unresolved()},
+    "3 of 1,000 records stand out before the model is asked (gmia), 2 of them members; at "
+    "p <= 0.01 the share recognized is not resolvable. At a false discovery rate of 5%, who is "
+    "recognized is not resolvable by ranks among so few reference models.": {
+        "recognized": unresolved(),
+        "mistaken": unresolved(),
+        "n_discovered": None,
+        "n_members_discovered": None,
+    },
+    "All 1,000 records are looked at (gmia), 2 of them members; at p <= 0.01 it recognizes 100% "
+    "(2% to 100%) of these, and 0% (0% to 98%) of the non-members. At a false discovery rate of "
+    "5%, 1 is recognized.": {"n_standing_out": 1000},
 }
 
 
@@ -253,6 +265,23 @@ RISK_LINES = {
 def test_records_at_risk_are_a_line(line):
     found = replace(small_risk(), **RISK_LINES[line])
     assert line in str(replace(small(), records_at_risk=found)).splitlines()
+
+
+def test_the_exposed_are_a_line_that_names_the_attack_and_all_members():
+    line = (
+        "lira_online recognizes 2 of 500 members one by one, at a false discovery rate of 5%, by "
+        "Benjamini-Hochberg on rank p-values."
+    )
+    assert line in str(small()).splitlines()
+    some = replace(small(), exposed_records=replace(small_exposed(), n_tested=273))
+    assert "lira_online recognizes 2 of 500 members, 273 of them scored, one by one" in str(some)
+
+
+def test_counts_that_are_not_resolvable_are_null(tmp_path):
+    unknown = replace(small_risk(), n_discovered=None, n_members_discovered=None)
+    report = replace(small(), records_at_risk=unknown)
+    assert Report.load(report.save(tmp_path)) == report
+    jsonschema.validate(report.to_json(), schema(), cls=jsonschema.Draft202012Validator)
 
 
 def test_an_attack_that_abstained_says_how_many_it_scored():

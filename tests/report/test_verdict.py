@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from example import exact, failed, passed, small_exposed, small_finding, unresolved
+from example import exact, failed, passed, small_exposed, small_finding, small_risk, unresolved
 
 from vestige.metrics import auc, tpr_at_fpr
 from vestige.report import ReportWarning, verdict
@@ -107,8 +107,8 @@ def test_the_sentence_has_its_interval_and_the_meaning_a_person():
         "own, can tell members from non-members: shown one of each, they pick the member 71 times "
         "in 100. At the strictest setting measured this recognizes 12% (9% to 15%) of the members "
         "while wrongly accusing 1% of the non-members. 2 members of 500 tested are recognized one "
-        "by one, of whom about 5% may stand out by luck. One attack was tried; others may do "
-        "better."
+        "by one by lira_online, of whom about 5% may be named by luck. One attack was tried; "
+        "others may do better."
     )
 
 
@@ -122,6 +122,68 @@ def test_no_leak_says_at_most_how_much():
     assert answer.level == "none" and answer.attack == ""
     assert answer.sentence.startswith("No leakage found")
     assert f"none exceeds an AUC of {high:.2f}" in answer.sentence
+
+
+def some(attack="gmia", *, auc, scored=16, total=1000):
+    title = f"{attack} on {scored} of {total} records"
+    return replace(finding(attack, auc=auc), title=title, n_abstained=total - scored)
+
+
+def test_no_leak_says_in_the_same_sentence_what_those_that_left_records_out_do_not_exclude():
+    few = exact(0.7, 0.3, 0.93)
+    answer = verdict([finding("loss", auc=area(0.5)), some(auc=few)])
+    assert answer.level == "none"
+    assert answer.sentence == (
+        "No leakage found: no attack did better than chance, and with 95% confidence none of those "
+        f"that score all records exceeds an AUC of {_widened(area(0.5), 2)[1]:.2f}, where chance "
+        f"is 0.50; not excluded is up to {_widened(few, 2)[1]:.2f} for gmia on 16 of 1000 records."
+    )
+    assert "up to these limits" in answer.meaning
+
+
+def test_no_leak_is_said_of_the_records_that_were_scored():
+    answer = verdict([some(auc=area(0.5), scored=800)])
+    assert answer.level == "none"
+    assert answer.sentence.startswith(
+        "No leakage found on the records that were scored (gmia on 800 of 1000 records): no attack"
+    )
+
+
+def named(n_members, n_others=0):
+    return replace(small_risk(), n_discovered=n_members + n_others, n_members_discovered=n_members)
+
+
+def test_a_member_who_is_recognized_one_by_one_is_a_leak():
+    quiet = [finding("loss", auc=area(0.5)), some(auc=area(0.5))]
+    answer = verdict(quiet, at_risk=named(1))
+    assert (answer.level, answer.attack) == ("low", "gmia")
+    assert answer.sentence == (
+        "The model gives away a little about who was in its training data: no attack does better "
+        "than chance on average, but gmia recognizes 1 member one by one, at a false discovery "
+        "rate of 5%."
+    )
+    # by whatever attack: here the one that names the exposed
+    answer = verdict(quiet, exposed=replace(small_exposed(), attack="loss"), at_risk=named(0))
+    assert (answer.level, answer.attack) == ("low", "loss")
+    # an attack on one side alone has no finding
+    assert verdict(quiet[:1], at_risk=named(9)).attack == ""
+    nobody = replace(small_exposed(), n_exposed=0)
+    assert level(*quiet, exposed=nobody, at_risk=named(0)) == "none"
+    unknown = replace(small_risk(), n_discovered=None, n_members_discovered=None)
+    assert level(*quiet, exposed=nobody, at_risk=unknown) == "none"
+
+
+def test_where_as_many_nonmembers_are_recognized_it_is_unknown():
+    answer = verdict([finding("loss", auc=area(0.5))], at_risk=named(2, 2))
+    assert (answer.level, answer.attack) == ("unknown", "")
+    assert "gmia recognizes 2 members and 2 non-members one by one" in answer.sentence
+    # the same attack, counted among members alone, does not say otherwise
+    theirs = replace(small_exposed(), attack="gmia")
+    assert level(finding("loss", auc=area(0.5)), at_risk=named(2, 2), exposed=theirs) == "unknown"
+    assert (
+        "(and, wrongly, 1 non-member)"
+        in verdict([finding(auc=area(0.5))], at_risk=named(2, 1)).sentence
+    )
 
 
 def test_too_few_records_to_exclude_a_leak_is_unknown():

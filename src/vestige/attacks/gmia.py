@@ -128,8 +128,7 @@ class GMIA:
             MissingModels: no candidate stands out, or none has two models trained without it.
         """
         pool = references_of(known)
-        judges = ~self._choosing(pool) if self.split_references else np.ones(len(pool.models), bool)
-        outside = ~trained_on_content(pool, candidates) & judges[:, None]
+        outside = ~trained_on_content(pool, candidates) & self.judges(pool)[:, None]
         enough = outside.sum(axis=0) >= 2
         if not enough.any():
             raise MissingModels(
@@ -165,14 +164,20 @@ class GMIA:
             features=self.features,
             center=self.center,
             n_train=self.n_train,
-            models=self._choosing(known) if self.split_references else None,
+            models=self.choosing(known),
         )
         return np.asarray(found.expected < self.beta)
 
-    @staticmethod
-    def _choosing(pool: Pool[BlackBox]) -> Mask:
-        """Every other two: the two of a pair of complementary halves know of each other."""
-        return np.asarray(np.arange(len(pool.models)) // 2 % 2 == 0)
+    def judges(self, known: Pool[BlackBox]) -> Mask:
+        """Which models a record is tested with, (n_models,), where they were trained without it."""
+        if not self.split_references:
+            return np.ones(len(known.models), dtype=bool)
+        # every other two: the two of a pair of complementary halves know of each other
+        return np.asarray(np.arange(len(known.models)) // 2 % 2 == 1)
+
+    def choosing(self, known: Pool[BlackBox]) -> Mask | None:
+        """Which models say who stands out, (n_models,); None for all."""
+        return ~self.judges(known) if self.split_references else None
 
 
 def smooth_log_p_values(phi: Floats, references: Floats, *, tail: Tail = "normal") -> Floats:

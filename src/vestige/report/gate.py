@@ -8,7 +8,7 @@ from vestige.metrics import NOT_ATTAINABLE, Estimate
 from vestige.report.report import Finding, Report
 from vestige.report.wording import number
 
-__all__ = ["DEFAULT_LIMITS", "KNOWN_METRICS", "Bound", "gate"]
+__all__ = ["DEFAULT_LIMITS", "KNOWN_METRICS", "Bound", "gate", "not_judged"]
 
 Bound = Literal["value", "low", "high"]
 
@@ -47,7 +47,8 @@ def gate(
 
     A metric that could not be measured is a violation, with its reason: what is not known is not
     below a limit. So is a failed exchangeability check. A rate that an attack cannot attain, since
-    its scores tie, is none. Raises `PlanError` for a metric that no finding has.
+    its scores tie or it leaves most records out, is none: `not_judged` names it. Raises `PlanError`
+    for a metric that no finding has.
     """
     limits = DEFAULT_LIMITS if limits is None else limits
     if bound not in ("value", "low", "high"):
@@ -68,6 +69,26 @@ def gate(
     return [sentence for sentence in violations if sentence]
 
 
+def not_judged(report: Report, limits: Mapping[str, float]) -> list[str]:
+    """What `gate` passes without a number: for each attack its limits, as "loss (tpr@0.01)".
+
+    These are rates that an attack cannot attain, and an attack on records at risk that has no
+    finding, as it scored one side only.
+    """
+    out = {
+        finding.attack: [name for name in limits if _is_unattainable(finding.metrics.get(name))]
+        for finding in report.findings
+    }
+    risk = report.records_at_risk
+    if risk is not None and risk.n_tested and risk.attack not in out:
+        out[risk.attack] = list(limits)
+    return [f"{attack} ({', '.join(names)})" for attack, names in out.items() if names]
+
+
+def _is_unattainable(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.reason.startswith(NOT_ATTAINABLE)
+
+
 def _refuse_unknown(limits: Mapping[str, float], findings: Iterable[Finding]) -> None:
     known = [*KNOWN_METRICS, *(name for finding in findings for name in finding.metrics)]
     known = list(dict.fromkeys(known))
@@ -83,7 +104,7 @@ def _violation(finding: Finding, metric: str, limit: float, bound: Bound) -> str
     estimate = finding.metrics.get(metric)
     if estimate is None:
         return f"{finding.attack}: {metric} was not measured"
-    if estimate.reason.startswith(NOT_ATTAINABLE):
+    if _is_unattainable(estimate):
         return ""  # an attack that cannot accuse so few recognizes nobody there
     measured = _bounded(estimate, bound)
     if measured is None:

@@ -14,9 +14,11 @@ from vestige.errors import MissingExtra
 from vestige.metrics import Estimate
 from vestige.report.report import ExposedRecords, Finding, ImagePreview, RecordsAtRisk, Report
 from vestige.report.wording import (
+    UNRESOLVED,
     estimate,
     estimate_parts,
     number,
+    of_members,
     p_value,
     percent,
     plural,
@@ -154,6 +156,10 @@ def _cell(value: Estimate | None, as_percent: bool = False) -> tuple[str, str]:
     return ("not measured", "") if value is None else estimate_parts(value, as_percent=as_percent)
 
 
+def _count(value: int | None) -> str:
+    return UNRESOLVED if value is None else f"{value:,}"
+
+
 def _context(value: Estimate) -> str:
     """What has to be read beside a value: the FPR beside a precision, and so on."""
     known = (
@@ -189,8 +195,10 @@ def _environment() -> "Environment":
     environment.filters |= {
         "cell": _cell,
         "context": _context,
+        "count": _count,
         "estimate": estimate,
         "number": number,
+        "of_members": of_members,
         "p": p_value,
         "percent": percent,
         "plural": plural,

@@ -189,10 +189,11 @@ class ExposedRecord:
 
 @dataclass(frozen=True)
 class ExposedRecords:
-    """The most exposed members (`records`, most exposed first), out of `n_tested`.
+    """The most exposed members (`records`, most exposed first), by one attack.
 
-    `n_exposed` were called at a false discovery rate of `fdr`, so that about `expected_false`
-    of them are mistakes.
+    `n_tested` are the members that `attack` scored. `n_exposed` were called at a false discovery
+    rate of `fdr`, so that about `expected_false` of them are mistakes. The columns `q_value` and
+    `exposed` of records.parquet are of this attack too.
     """
 
     attack: str
@@ -237,8 +238,9 @@ class RecordsAtRisk:
     expect at a cosine distance below `delta`; `n_members_out` of these are members. `n_tested` have
     enough models without them, `n_models` each. `recognized` is the share of the members tested
     with a p-value of at most `cutoff`, `mistaken` that of the non-members. `n_discovered` have a
-    q-value of at most `fdr`, `n_members_discovered` of them members. `records` are the first of
-    those that stand out, the smallest p-values first.
+    q-value of at most `fdr`, `n_members_discovered` of them members; both are null where so few
+    models cannot resolve it. `records` are the first of those that stand out, the smallest p-values
+    first.
     """
 
     attack: str
@@ -254,8 +256,8 @@ class RecordsAtRisk:
     recognized: Estimate
     mistaken: Estimate
     fdr: float
-    n_discovered: int
-    n_members_discovered: int
+    n_discovered: int | None
+    n_members_discovered: int | None
     method: str
     records: tuple[RiskyRecord, ...]
 

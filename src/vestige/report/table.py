@@ -25,8 +25,9 @@ class RecordTable:
         member: (n,) booleans.
         scores: attack -> (n,) scores, higher = more likely a member.
         p_values: attack -> (n,) p-values of "not a member"; attacks without any are left out.
-        q_value: (n,) false discovery rate at which a record is called exposed.
-        exposed: (n,) booleans.
+        q_value: (n,) false discovery rate at which a member is called exposed, by the one attack
+            that names the exposed (`ExposedRecords.attack` of the report).
+        exposed: (n,) booleans, by the same attack.
     """
 
     id: NDArray[Any]

@@ -15,9 +15,13 @@ The rule, in full, because somebody signs under it:
    rate of 1%. moderate: 0.10, or 5%. low: any excess, or more members recognized at one of the
    three false positive rates than that rate. Rates count by their widened lower ends, and only
    where members and non-members are exchangeable.
-4. none: no attack reaches any of this, and a high AUC is excluded too (by the attacks that scored
-   all records, where there are such). Where it is not excluded, or nothing was resolved, the answer
-   is unknown.
+4. low, too: a member is recognized one by one at the false discovery rate, by the attack that
+   names the exposed or by ranks among reference models (records at risk). Each of the two has its
+   own 5%, which are not shared. Where by ranks no more members than non-members are recognized,
+   references are unlike the target, or it is luck: then the answer is unknown.
+5. none: no attack reaches any of this, and a high AUC is excluded too (by the attacks that scored
+   all records, where there are such; of the others the sentence says what they cannot exclude).
+   Where it is not excluded, or nothing was resolved, the answer is unknown.
 
 The strongest attack is the one of the highest level; among those, the one with the highest lower
 end of its AUC.
@@ -25,6 +29,7 @@ end of its AUC.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 from vestige.exchangeability import Exchangeability
@@ -33,6 +38,7 @@ from vestige.report.report import (
     ExposedRecords,
     Finding,
     Level,
+    RecordsAtRisk,
     ReportWarning,
     ThreatModel,
     Verdict,
@@ -54,6 +60,7 @@ def verdict(
     exchangeability: Exchangeability | None = None,
     warnings: Sequence[ReportWarning] = (),
     exposed: ExposedRecords | None = None,
+    at_risk: RecordsAtRisk | None = None,
 ) -> Verdict:
     """The verdict on all findings together; the module says by which rule.
 
@@ -62,6 +69,7 @@ def verdict(
         exchangeability: the model-free check; failed, it raises what counts as chance.
         warnings: reservations, of which "few_records" is repeated in the meaning.
         exposed: records that are recognized one by one, named in the meaning.
+        at_risk: records that stand out, some of them recognized one by one.
     """
     resolved = [f for f in strongest_first(tuple(findings)) if _is_resolved(f)]
     if not resolved:
@@ -73,6 +81,9 @@ def verdict(
     level = levels[strongest.attack]
     reservations = _reservations(resolved, exchangeability, warnings)
     if level == "none":
+        few = _one_by_one(exposed, at_risk)
+        if few is not None:
+            return _a_few(few, resolved, reservations)
         return _no_leak(resolved, chance, reservations, exchangeability)
     return Verdict(
         level,
@@ -195,8 +206,9 @@ def _exposed(exposed: ExposedRecords | None) -> list[str]:
     if exposed is None or exposed.n_exposed == 0:
         return []
     return [
-        f"{plural(exposed.n_exposed, 'member')} of {exposed.n_tested:,} tested are recognized one "
-        f"by one, of whom about {percent(exposed.fdr)} may stand out by luck."
+        f"{plural(exposed.n_exposed, 'member')} of {exposed.n_tested:,} tested "
+        f"{'is' if exposed.n_exposed == 1 else 'are'} recognized one by one by {exposed.attack}, "
+        f"of whom about {percent(exposed.fdr)} may be named by luck."
     ]
 
 
@@ -209,6 +221,68 @@ def _tried(resolved: Sequence[Finding]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Few:
+    """Records that one attack recognizes one by one; `n_others` of them are non-members."""
+
+    attack: str
+    n_members: int
+    n_others: int
+    fdr: float
+
+    @property
+    def is_leak(self) -> bool:
+        return self.n_members > self.n_others
+
+
+def _one_by_one(exposed: ExposedRecords | None, at_risk: RecordsAtRisk | None) -> _Few | None:
+    """Who is recognized one by one, those by ranks among models first; None where nobody is."""
+    found = []
+    if at_risk is not None and at_risk.n_discovered:
+        n_members = at_risk.n_members_discovered or 0
+        others = at_risk.n_discovered - n_members
+        found.append(_Few(at_risk.attack, n_members, others, at_risk.fdr))
+    by_ranks = [few.attack for few in found]
+    if exposed is not None and exposed.n_exposed and exposed.attack not in by_ranks:
+        found.append(_Few(exposed.attack, exposed.n_exposed, 0, exposed.fdr))
+    return next((few for few in found if few.is_leak), found[0] if found else None)
+
+
+def _a_few(few: _Few, resolved: Sequence[Finding], reservations: list[str]) -> Verdict:
+    """No attack does better than chance over all that it scores, and yet some are recognized."""
+    fdr, n = f"at a false discovery rate of {percent(few.fdr)}", plural(few.n_members, "member")
+    end = [_tried(resolved), *reservations]
+    if not few.is_leak:
+        return Verdict(
+            "unknown",
+            f"Unknown: no attack did better than chance, but {few.attack} recognizes {n} and "
+            f"{plural(few.n_others, 'non-member')} one by one, {fdr}.",
+            " ".join(
+                [
+                    "Either this is luck, or its reference models are unlike the target; then it "
+                    "says nothing about membership.",
+                    *end,
+                ]
+            ),
+            "",
+        )
+    known = few.attack in [f.attack for f in resolved]
+    wrongly = f" (and, wrongly, {plural(few.n_others, 'non-member')})" if few.n_others else ""
+    return Verdict(
+        "low",
+        "The model gives away a little about who was in its training data: no attack does better "
+        f"than chance on average, but {few.attack} recognizes {n}{wrongly} one by one, {fdr}.",
+        " ".join(
+            [
+                f"In about {percent(few.fdr)} of all harmless models one is recognized by luck. "
+                "Whether this is it, an audit with other reference models or records would tell.",
+                *end,
+            ]
+        ),
+        few.attack if known else "",
+    )
+
+
 def _no_leak(
     resolved: Sequence[Finding],
     chance: float,
@@ -218,23 +292,43 @@ def _no_leak(
     n_intervals = _n_intervals(resolved)
     # what was found on a few records alone cannot exclude a leak, nor keep others from it
     whole = [f for f in resolved if not f.n_abstained] or resolved
+    partial = [f for f in resolved if f not in whole]
     auc = max(_widened(f.metrics.get("auc"), n_intervals)[1] for f in whole)
     if auc - 0.5 >= AUC_EXCESS["high"] or chance > 0.5:
         return _too_uncertain(auc, resolved, reservations, exchangeability)
     return Verdict(
         "none",
-        f"No leakage found: no attack did better than chance, and with 95% confidence none "
-        f"exceeds an AUC of {auc:.2f}, where chance is 0.50.",
+        f"{_nowhere(whole)}: no attack did better than chance, and with 95% confidence none "
+        f"{'of those that score all records ' if partial else ''}exceeds an AUC of {auc:.2f}, "
+        f"where chance is 0.50{_not_excluded(partial, n_intervals)}.",
         " ".join(
             [
                 "Nobody using these attacks, with what they were given, tells members from "
-                "non-members better than by guessing, up to that limit.",
+                f"non-members better than by guessing, up to {'these' if partial else 'that'} "
+                f"limit{'s' if partial else ''}.",
                 _tried(resolved),
                 *reservations,
             ]
         ),
         "",
     )
+
+
+def _nowhere(whole: Sequence[Finding]) -> str:
+    """The start of "no leakage", of the records that it is said of."""
+    if not whole[0].n_abstained:
+        return "No leakage found"
+    # the titles say of how many records they are
+    return f"No leakage found on the records that were scored ({', '.join(f.title for f in whole)})"
+
+
+def _not_excluded(partial: Sequence[Finding], n_intervals: int) -> str:
+    """What the attacks on some of the records leave open, each by its title."""
+    if not partial:
+        return ""
+    ends = (_widened(f.metrics.get("auc"), n_intervals)[1] for f in partial)
+    said = [f"up to {end:.2f} for {f.title}" for f, end in zip(partial, ends, strict=True)]
+    return f"; not excluded is {', and '.join(said)}"
 
 
 def _too_uncertain(

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 from vestige.metrics import NOT_ATTAINABLE, Estimate
 
 if TYPE_CHECKING:
-    from vestige.report.report import Finding, RecordsAtRisk, Report
+    from vestige.report.report import ExposedRecords, Finding, RecordsAtRisk, Report
 
 __all__ = [
     "as_text",
     "at_risk",
     "estimate",
+    "exposed",
     "number",
+    "of_members",
     "p_value",
     "percent",
     "plural",
@@ -125,16 +127,30 @@ def as_text(report: "Report") -> str:
     lines = [f"{report.name}: {verdict.sentence}", ""]
     lines += _aligned([_HEADER, *(_row(f) for f in strongest_first(report.findings))])
     if report.exposed_records is not None:
-        exposed = report.exposed_records
-        lines += [
-            "",
-            f"{exposed.n_exposed:,} of {plural(exposed.n_tested, 'member')} exposed one by one "
-            f"({exposed.attack}, false discovery rate {percent(exposed.fdr)}).",
-        ]
+        lines += ["", exposed(report.exposed_records, report.data.n_members)]
     if report.records_at_risk is not None:
         lines += ["", at_risk(report.records_at_risk)]
     lines += ["", *(f"warning: {warning.message}" for warning in report.warnings)]
     return "\n".join(lines).rstrip()
+
+
+def exposed(found: "ExposedRecords", n_members: int) -> str:
+    """How many of the model's members one attack recognizes one by one, in a sentence."""
+    return (
+        f"{found.attack} recognizes {of_members(found, n_members)} one by one, at a false "
+        f"discovery rate of {percent(found.fdr)}, by {found.method}."
+    )
+
+
+def of_members(found: "ExposedRecords", n_members: int) -> str:
+    """The exposed of the model's members, and how many of these were scored if not all.
+
+    >>> from vestige.report import ExposedRecords
+    >>> of_members(ExposedRecords("gmia", 0.05, 9, 273, "", 0.45, ()), 898)
+    '9 of 898 members, 273 of them scored,'
+    """
+    some = f"{found.n_exposed:,} of {plural(n_members, 'member')}"
+    return some if found.n_tested == n_members else f"{some}, {found.n_tested:,} of them scored,"
 
 
 def at_risk(found: "RecordsAtRisk") -> str:
@@ -146,13 +162,11 @@ def at_risk(found: "RecordsAtRisk") -> str:
             f"No record of {found.n_candidates:,} stands out before the model is asked "
             f"({found.attack})."
         )
-    if found.beta is None:
+    stand += " out before the model is asked"
+    if found.n_standing_out == found.n_candidates:
         # nobody was chosen
-        some, stand = f"All {plural(found.n_candidates, 'record')}", "are tested, and may stand"
-    said = (
-        f"{some} {stand} out before the model is asked ({found.attack}), "
-        f"{found.n_members_out:,} of them members"
-    )
+        some, stand = f"All {plural(found.n_candidates, 'record')}", "are looked at"
+    said = f"{some} {stand} ({found.attack}), {found.n_members_out:,} of them members"
     if not found.n_tested:
         return f"{said}; none could be tested."
     cut = f"p <= {found.cutoff:g}"
@@ -162,10 +176,11 @@ def at_risk(found: "RecordsAtRisk") -> str:
         told = f"at {cut} it recognizes {estimate(found.recognized, as_percent=True)} of these"
     if found.mistaken.value is not None:
         told += f", and {estimate(found.mistaken, as_percent=True)} of the non-members"
-    return (
-        f"{said}; {told}. At a false discovery rate of {percent(found.fdr)}, "
-        f"{found.n_discovered:,} {'is' if found.n_discovered == 1 else 'are'} recognized."
-    )
+    if found.n_discovered is None:
+        who = f"who is recognized is {UNRESOLVED} by ranks among so few reference models"
+    else:
+        who = f"{found.n_discovered:,} {'is' if found.n_discovered == 1 else 'are'} recognized"
+    return f"{said}; {told}. At a false discovery rate of {percent(found.fdr)}, {who}."
 
 
 _HEADER = ("attack", "AUC", "TPR at 1% FPR", "TPR at 0.1% FPR", "models", "queries")
