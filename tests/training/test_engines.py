@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import os
 import signal
 import socket
@@ -577,6 +578,15 @@ def test_no_copy_of_the_records_stays_behind(on_disk):
     with pytest.raises(InvalidInput):
         list(Local(2).run(failing, None, ["a", "ours"]))
     assert not list(on_disk.iterdir())
+
+
+@pytest.mark.slow
+def test_workers_find_modules_that_were_put_on_the_path_later(tmp_path, monkeypatch):
+    assert in_order(Local(2).run(added, 1, range(2))) == [1, 2]
+    (tmp_path / "put_there_later.py").write_text("def doubled(shared, task): return 2 * task")
+    monkeypatch.syspath_prepend(tmp_path)
+    work = importlib.import_module("put_there_later").doubled
+    assert in_order(Local(2).run(work, None, range(3))) == [0, 2, 4]
 
 
 def test_no_room_for_what_is_shared(on_disk, monkeypatch):

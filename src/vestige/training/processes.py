@@ -63,6 +63,7 @@ class Worker:
         self._executor = ProcessPoolExecutor(
             1, timeout=IDLE, env=env, initializer=_begin, initargs=(os.getpid(),)
         )
+        self.path = list(sys.path)
         self._last: Future[Any] | None = None
         self._ended = False
         _all.add(self)
@@ -149,7 +150,13 @@ def end_idle() -> None:
 
 
 def _taken(gpu: str) -> Worker:
-    """A worker that waits for work, or a new one."""
+    """A worker that waits for work, or a new one.
+
+    One that was started before our path changed would not find modules that lie there.
+    """
+    for worker in [w for w in _idle if w.path != sys.path]:
+        _idle.remove(worker)
+        worker.kill()
     for worker in _idle:
         if worker.gpu == gpu:
             _idle.remove(worker)
