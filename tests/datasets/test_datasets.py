@@ -26,6 +26,7 @@ FETCHED = (
     "breast_cancer_wisconsin_original",
     "location30",
     "mnist",
+    "fashion_mnist",
     "cifar10",
     "orl_faces",
 )
@@ -155,7 +156,9 @@ def test_a_made_up_world_has_no_file() -> None:
 
 def test_without_file_and_network_one_sentence_says_what_to_do(tmp_path: Path) -> None:
     folder = tmp_path / "absent"
-    for name in (*FETCHED, "adult_codes"):
+    # a package of the system may have one
+    here = {n for n in FETCHED if any(Path(o.local).is_file() for o in datasets._SETS[n].originals)}
+    for name in {*FETCHED, "adult_codes"} - here:
         with pytest.raises(DatasetUnavailable) as caught:
             datasets.load(name, folder)
         message = str(caught.value)

@@ -378,3 +378,14 @@ def test_a_redirect_to_https_is_followed() -> None:
 def test_an_address_that_is_not_encrypted_is_not_opened(url: str) -> None:
     with pytest.raises(URLError, match="expected an https address"):
         open_url(url, 1.0)
+
+
+def test_what_a_package_of_the_system_has_put_there_is_taken_first(tmp_path: Path) -> None:
+    place, url = tmp_path / "a.data.gz", BASE + "a.data"
+    place.write_bytes(gzip.compress(DATA))
+    pinned = replace(original(url), local=str(place))
+    assert fetch_originals([pinned], opener=Web({}))["a.data"] == DATA
+    place.write_bytes(gzip.compress(DATA[::-1]))
+    assert fetch_originals([pinned], opener=Web({url: DATA}))["a.data"] == DATA
+    with pytest.raises(DatasetUnavailable, match="a.data.gz: expected sha256"):
+        fetch_originals([pinned], opener=Web({url: URLError("unreachable")}))

@@ -65,7 +65,7 @@ def test_digits_are_scikit_learns_over_16() -> None:
 def test_mnist_is_packed_training_rows_first() -> None:
     x = np.random.default_rng(2).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     y = np.array([3, 1, 4, 1, 5], dtype=np.uint8)
-    packed = images.pack_mnist(idx(x[:3], y[:3], x[3:], y[3:]))
+    packed = images.pack_idx(idx(x[:3], y[:3], x[3:], y[3:]))
     np.testing.assert_array_equal(packed["x"], x)
     np.testing.assert_array_equal(packed["y"], y)
 
@@ -106,9 +106,22 @@ def test_the_pins_of_mnist_are_those_of_the_released_files() -> None:
         data = files[original.name]
         assert len(data) == original.size
         assert hashlib.sha256(data).hexdigest() == original.sha256
-    packed = images.pack_mnist(files)
+    packed = images.pack_idx(files)
     for key, expected in (("x", raw.x), ("y", raw.y), ("split", raw.split)):
         np.testing.assert_array_equal(packed[key], expected)
+
+
+@needs("fashion_mnist")
+def test_fashion_mnist_is_what_was_released() -> None:
+    records, raw = datasets.load("fashion_mnist"), datasets.raw("fashion_mnist")
+    assert isinstance(raw.x, np.memmap) and records.x.shape == (70_000, 1, 28, 28)
+    assert np.bincount(records.y[:60_000]).tolist() == [6_000] * 10
+    # as everyone normalizes by
+    assert round(float(raw.x[:60_000].mean(dtype=np.float64)) / 255, 4) == 0.2860
+    assert records.classes[records.y[0]] == "Ankle boot"
+    files = idx(raw.x[:60_000], raw.y[:60_000], raw.x[60_000:], raw.y[60_000:])
+    for original in images.FASHION_ORIGINALS:
+        assert hashlib.sha256(files[original.name]).hexdigest() == original.sha256
 
 
 @needs("cifar10")

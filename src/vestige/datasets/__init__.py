@@ -196,7 +196,25 @@ _TABLE = (
         images.mnist_records,
         images.MNIST_FACTS,
         originals=images.MNIST_ORIGINALS,
-        pack=images.pack_mnist,
+        pack=images.pack_idx,
+    ),
+    _Set(
+        Description(
+            name="fashion_mnist",
+            title="Fashion-MNIST",
+            n_records=70_000,
+            shape=(1, 28, 28),
+            classes=images.FASHION_CLASSES,
+            source="Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747",
+            license="MIT",
+            how_to_get="Debian's package dataset-fashion-mnist, or "
+            + _FETCHED.format("github.com"),
+            image=(28, 28),
+        ),
+        images.fashion_records,
+        images.FASHION_FACTS,
+        originals=images.FASHION_ORIGINALS,
+        pack=images.pack_idx,
     ),
     _Set(
         Description(
@@ -294,8 +312,9 @@ def path(name: str, root: Root = None) -> Path:
 def load(name: str, root: Root = None) -> Records:
     """Records of a data set, scaled as a network wants them.
 
-    Tables are float32, pictures float32 in [0, 1] with channels first. MNIST and CIFAR-10 stay on
-    disk and are converted when rows are read. Ids are row numbers of the published order.
+    Tables are float32, pictures float32 in [0, 1] with channels first. MNIST, Fashion-MNIST and
+    CIFAR-10 stay on disk and are converted when rows are read. Ids are row numbers of the published
+    order.
 
     Args:
         name: one of `names()`, or the stem of an .npz file of your own in `root` with `x` (n, ...),

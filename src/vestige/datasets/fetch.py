@@ -63,6 +63,7 @@ class Original:
         urls: where it is, tried in order: the file itself, or a .gz, .zip, .tar.gz or .tgz.
         members: paths inside an archive (the ends of them suffice); the name by default.
         limit: the most bytes an address may send.
+        local: where a package of the system puts it, as the file itself or a .gz; asked first.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Original:
     urls: tuple[str, ...]
     members: tuple[str, ...] = ()
     limit: int = 200_000_000
+    local: str = ""
 
 
 class _Failed(Exception):
@@ -125,6 +127,12 @@ def _scratch_file(folder: Path | None) -> AbstractContextManager[IO[bytes]]:
 
 def _first(original: Original, opened: Callable[[Original, str], IO[bytes]]) -> bytes:
     failures = []
+    if original.local and Path(original.local).is_file():
+        try:
+            with Path(original.local).open("rb") as file:
+                return _verified(original, _unpack(original, original.local, file))
+        except (_Failed, OSError) as failure:
+            failures.append(f"{original.local}: {failure}")
     for url in original.urls:
         try:
             return _verified(original, _unpack(original, url, opened(original, url)))

@@ -1,6 +1,6 @@
-"""Pictures: digits, MNIST, CIFAR-10, ORL faces.
+"""Pictures: digits, MNIST, Fashion-MNIST, CIFAR-10, ORL faces.
 
-Files hold bytes; models want float32 in [0, 1], channels first. The two large sets are converted
+Files hold bytes; models want float32 in [0, 1], channels first. The large sets are converted
 when rows are read: 60,000 CIFAR-10 pictures would take 737 MB, and an audit reads a few thousand.
 """
 
@@ -78,44 +78,45 @@ _MNIST_MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-_MNIST_FILES = (
-    (
-        "train-images-idx3-ubyte",
-        47_040_016,
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    ),
-    (
-        "train-labels-idx1-ubyte",
-        60_008,
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    ),
-    (
-        "t10k-images-idx3-ubyte",
-        7_840_016,
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    ),
-    (
-        "t10k-labels-idx1-ubyte",
-        10_008,
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    ),
+# pictures and labels for training, then for testing
+_IDX_FILES = (
+    ("train-images-idx3-ubyte", 47_040_016),
+    ("train-labels-idx1-ubyte", 60_008),
+    ("t10k-images-idx3-ubyte", 7_840_016),
+    ("t10k-labels-idx1-ubyte", 10_008),
 )
-MNIST_ORIGINALS = tuple(
-    Original(
-        name=name,
-        size=size,
-        sha256=sha256,
-        urls=tuple(f"{mirror}{name}.gz" for mirror in _MNIST_MIRRORS),
-        limit=20_000_000,
+
+
+def _idx_originals(
+    mirrors: tuple[str, ...], limit: int, *digests: str, package: str = ""
+) -> tuple[Original, ...]:
+    return tuple(
+        Original(
+            name=name,
+            size=size,
+            sha256=sha256,
+            urls=tuple(f"{mirror}{name}.gz" for mirror in mirrors),
+            limit=limit,
+            local=f"/usr/share/datasets/{package}/{name}.gz" if package else "",
+        )
+        for (name, size), sha256 in zip(_IDX_FILES, digests, strict=True)
     )
-    for name, size, sha256 in _MNIST_FILES
+
+
+MNIST_ORIGINALS = _idx_originals(
+    _MNIST_MIRRORS,
+    20_000_000,
+    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 )
 
 
-def pack_mnist(originals: Mapping[str, bytes]) -> dict[str, NDArray[Any]]:
-    """The four idx files as one set, training rows first."""
+def pack_idx(originals: Mapping[str, bytes]) -> dict[str, NDArray[Any]]:
+    """The four idx files of a set as one, training rows first."""
     # an idx file is a header of 16 (pictures) or 8 (labels) bytes, then one byte a value
-    parts = [np.frombuffer(originals[name], dtype=np.uint8) for name, _, _ in _MNIST_FILES]
+    parts = [np.frombuffer(originals[name], dtype=np.uint8) for name, _ in _IDX_FILES]
     x = np.concatenate([parts[0][16:], parts[2][16:]]).reshape(-1, 28, 28)
     y = np.concatenate([parts[1][8:], parts[3][8:]]).astype(np.int64)
     return {"x": x, "y": y, "split": (np.arange(len(y)) >= 60_000).astype(np.uint8)}
@@ -124,6 +125,37 @@ def pack_mnist(originals: Mapping[str, bytes]) -> dict[str, NDArray[Any]]:
 def mnist_records(arrays: Arrays) -> Records:
     """(70000, 1, 28, 28) float32 in [0, 1], converted when read; training rows first."""
     return Records.from_arrays(Rows([Pictures(arrays.x)]), arrays.y, classes=MNIST_CLASSES)
+
+
+# --- Fashion-MNIST (Xiao, Rasul, Vollgraf 2017) --------------------------------------------------
+
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+FASHION_FACTS = Facts(shape=(70_000, 28, 28), counts=(7_000,) * 10, total=4_004_583_251)
+FASHION_ORIGINALS = _idx_originals(
+    ("https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",),
+    40_000_000,
+    "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    package="fashion-mnist",
+)
+
+
+def fashion_records(arrays: Arrays) -> Records:
+    """(70000, 1, 28, 28) float32 in [0, 1], converted when read; training rows first."""
+    return Records.from_arrays(Rows([Pictures(arrays.x)]), arrays.y, classes=FASHION_CLASSES)
 
 
 # --- CIFAR-10 (Krizhevsky 2009) ------------------------------------------------------------------
