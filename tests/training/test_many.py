@@ -573,7 +573,7 @@ def test_processes_give_what_one_process_gives(tmp_path: Path) -> None:
             recipe, records, member, seed=0, engine=Local(2), store=Store(tmp_path / recipe.key())
         )
         assert again.provenance["n_reused"] == 6
-    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".skops", ".sqlite"}
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".npz", ".skops", ".sqlite"}
 
 
 def test_a_pipelines_every_random_state_is_set() -> None:

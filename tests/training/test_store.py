@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from asked import MODELS, RECORDS, SIGNALS, pool_of, read, same
 from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from small import CLASSES, FEATURES, same_bits, some_records
 
@@ -921,10 +922,11 @@ def test_a_disk_without_room_for_a_manifest(tmp_path: Path) -> None:
 
 
 def test_nothing_on_disk_is_a_pickle(tmp_path: Path) -> None:
-    for recipe in (STACKED, ALONE, EstimatorRecipe(LogisticRegression())):
+    estimators = (LogisticRegression(), RandomForestClassifier(3))
+    for recipe in (STACKED, ALONE, *map(EstimatorRecipe, estimators)):
         trained(tmp_path, recipe)[0].signals(cross_entropy_loss, some_records(N))
     found = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {p.suffix for p in found} == {".safetensors", ".skops", ".npy", ".sqlite"}
+    assert {p.suffix for p in found} == {".safetensors", ".skops", ".npz", ".npy", ".sqlite"}
     for path in found:
         # a pickle of protocol 2 and above begins so
         assert path.read_bytes()[:1] != b"\x80", path

@@ -28,8 +28,11 @@ _PLAIN = {
 }
 """Fully grown trees: of a leaf that holds several classes it hands on one."""
 
-_CHECKED = 1024
+_CHECKED = 256
 """Training records on which both forests must answer alike."""
+
+_BINS = 64
+"""Of a feature, among which splits are searched; 256 take half as long again."""
 
 _FITTED = ("n_features_in_", "n_outputs_", "classes_", "n_classes_", "estimators_", "estimator_")
 
@@ -70,7 +73,7 @@ def fitted_by() -> str:
 def fit_accelerated(estimator: Any, x: Any, y: Any) -> None:
     """Fit an estimator in place; what it holds afterwards is scikit-learn's own.
 
-    Splits are searched among 256 bins of a feature, scikit-learn's among all of its values. Where
+    Splits are searched among 64 bins of a feature, scikit-learn's among all of its values. Where
     equal records of several classes leave trees that cannot be handed on, scikit-learn fits them.
     """
     from sklearnex.ensemble import RandomForestClassifier
@@ -81,14 +84,16 @@ def fit_accelerated(estimator: Any, x: Any, y: Any) -> None:
     settings = forest.get_params(deep=False)
     # None is all cores there, and one here
     settings["n_jobs"] = settings["n_jobs"] or 1
-    quick = RandomForestClassifier(**settings)
+    quick = RandomForestClassifier(**settings, max_bins=_BINS)
     # scikit-learn's trees compare single precision with their thresholds
     single = np.ascontiguousarray(x, dtype=np.float32)
     quick.fit(single, y)
     for name in _FITTED:
         setattr(forest, name, getattr(quick, name))
     few = single[:_CHECKED]
-    if np.abs(forest.predict_proba(few) - quick.predict_proba(few)).max() > 1e-5:
+    # as predict_proba does, without its cost of a tenth of a millisecond for each tree
+    handed = sum(tree.tree_.predict(few) for tree in forest.estimators_) / len(forest.estimators_)
+    if np.abs(handed - quick.predict_proba(few)).max() > 1e-5:
         forest.fit(x, y)
     elif hasattr(x, "columns"):
         forest.feature_names_in_ = np.asarray(x.columns, dtype=object)

@@ -23,6 +23,7 @@ from vestige.fingerprint import fingerprint
 from vestige.models import BlackBox, EstimatorModel, TorchModel, default_logits, named_columns
 from vestige.records import Records
 from vestige.training.forests import check_accelerated, fit_accelerated, fitted_by
+from vestige.training.trees import are_arrays, dump_forest, load_forest
 
 __all__ = [
     "EarlyStopping",
@@ -231,7 +232,7 @@ class EstimatorRecipe:
         floor: see `EstimatorModel`.
         accelerate: fit random forests of fully grown trees by scikit-learn-intelex
             (`vestige[intelex]`), in about a third of the CPU time. They are scikit-learn's forests
-            afterwards, but splits are chosen among 256 bins of a feature, so that they are not the
+            afterwards, but splits are chosen among 64 bins of a feature, so that they are not the
             very same.
 
     Raises:
@@ -243,7 +244,9 @@ class EstimatorRecipe:
     floor: float | None = None
     accelerate: bool = False
 
-    suffix = ".skops"
+    @property
+    def suffix(self) -> str:
+        return ".npz" if are_arrays(self.estimator) else ".skops"
 
     def __post_init__(self) -> None:
         if getattr(self.estimator, "predict_proba", None) is None:
@@ -282,10 +285,14 @@ class EstimatorRecipe:
         return fingerprint([type(self).__name__, self.estimator, self.floor, *by])
 
     def dumps(self, model: Any) -> bytes:
-        return dump_estimator(model.estimator)
+        write = dump_forest if are_arrays(self.estimator) else dump_estimator
+        return write(model.estimator)
 
     def loads(self, data: bytes, name: str, n_classes: int) -> EstimatorModel:
-        estimator = load_estimator(data, name, packages_of(self.estimator))
+        if are_arrays(self.estimator):
+            estimator = load_forest(data, name, self.estimator)
+        else:
+            estimator = load_estimator(data, name, packages_of(self.estimator))
         return EstimatorModel(estimator, n_classes=n_classes, floor=self.floor)
 
 
