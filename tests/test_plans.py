@@ -72,6 +72,20 @@ def test_all_of_training_can_be_said(folder):
     assert recipe.early_stopping.patience == 3
 
 
+def test_a_rate_that_decays_in_steps(folder):
+    (folder / "plan.toml").write_text(PLAN + "decay_at = [0.6, 0.8]\n")
+    recipe = plan_of("plan.toml").recipe
+    assert isinstance(recipe, TorchRecipe) and recipe.schedule is not None
+    np.testing.assert_allclose([recipe.schedule(p) for p in (0.59, 0.6, 0.8)], [1, 0.1, 0.01])
+    for wrong, why in (
+        ("[1.5]", "a list of numbers between 0 and 1"),
+        ('[0.5]\nschedule = "cosine"', "schedule or decay_at in .training., got both"),
+    ):
+        (folder / "plan.toml").write_text(PLAN + f"decay_at = {wrong}\n")
+        with pytest.raises(PlanError, match=why):
+            plan_of("plan.toml")
+
+
 def test_attacks_with_settings(folder):
     text = PLAN + '[attacks.gmia]\ndelta = 1\nn_train = 7\n[attacks.near]\nattack = "gmia"\n'
     (folder / "plan.toml").write_text(text + "[attacks.loss]\n")

@@ -26,6 +26,7 @@ from vestige.training.networks import CNN, MLP
 from vestige.training.recipe import (
     EarlyStopping,
     Recipe,
+    StepDecay,
     TorchRecipe,
     cosine,
     load_estimator,
@@ -237,6 +238,10 @@ def _list_of(kind: _Kind) -> Callable[[Any], bool]:
 _TEXT = _Kind("text in quotes", lambda v: isinstance(v, str) and bool(v))
 _NUMBER = _Kind("a number from 0", lambda v: type(v) in (int, float) and 0 <= v < float("inf"))
 _RATE = _Kind("a number above 0", lambda v: _NUMBER.fits(v) and v > 0)
+_SHARES = _Kind(
+    "a list of numbers between 0 and 1",
+    _list_of(_Kind("", lambda v: _NUMBER.fits(v) and 0 < v < 1)),
+)
 _COUNTS = _Kind("a list of whole numbers from 1", _list_of(_whole(1)))
 _NAMES = _Kind("text or a list of texts", lambda v: _TEXT.fits(v) or _list_of(_TEXT)(v))
 _TABLE = _Kind("a table", lambda v: isinstance(v, Mapping))
@@ -283,6 +288,7 @@ _SECTIONS: Mapping[str, Mapping[str, _Kind]] = {
         "momentum": _NUMBER,
         "weight_decay": _NUMBER,
         "schedule": _one_of("cosine"),
+        "decay_at": _SHARES,
         "patience": _whole(1),
         "device": _one_of("cpu", "cuda"),
     },
@@ -479,10 +485,16 @@ def _recipe_of(said: Mapping[str, Any], drawn: Split) -> Recipe | None:
             f'expected records (channels, size, size) of at least 4 x 4 for network = "cnn", got '
             f'{tuple(shape)}; use "mlp"'
         )
-    schedule, patience = training.pop("schedule", None), training.pop("patience", None)
+    named, patience = training.pop("schedule", None), training.pop("patience", None)
+    shares = training.pop("decay_at", None)
+    if named and shares:
+        raise PlanError(
+            "expected schedule or decay_at in [training], got both; leave one of them out"
+        )
+    schedule = StepDecay(tuple(shares)) if shares else cosine if named else None
     return TorchRecipe(
         build,
-        schedule=cosine if schedule else None,
+        schedule=schedule,
         early_stopping=EarlyStopping(patience) if patience else None,
         **training,
     )

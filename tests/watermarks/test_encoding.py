@@ -16,11 +16,19 @@ from torch.nn import functional
 from vestige import metrics
 from vestige.errors import InvalidInput
 from vestige.models import TorchModel
+from vestige.progress import quiet
 from vestige.records import Records
 from vestige.training import CNN, MLP, TorchRecipe
 from vestige.training.fit import Batch
 from vestige.watermarks import Decoder, Encoder, Encoding, Key
-from vestige.watermarks.encoding import _at_rest, _outputs, _Run, projected, record_digests
+from vestige.watermarks.encoding import (
+    _at_rest,
+    _outputs,
+    _Run,
+    encoding_gradients,
+    projected,
+    record_digests,
+)
 
 # --- the format ----------------------------------------------------------------------------------
 
@@ -112,7 +120,7 @@ def test_representations() -> None:
 
 def run_of(encoder: Encoder, recipe: TorchRecipe, records: Records, seed: int = 0) -> _Run:
     chosen = np.arange(len(records)) % 2 == 0
-    return _Run(encoder, recipe, records, chosen, seed, None, 1, {})
+    return _Run(encoder, recipe, records, chosen, seed, None, 1, {}, None, quiet)
 
 
 def tiny() -> tuple[nn.Sequential, Records, TorchRecipe]:
@@ -323,7 +331,7 @@ def test_batches_are_drawn_as_said() -> None:
     even = replace(ours, balanced=True, synthetic=0.5)
     seen = {}
     for name, encoder in (("paper", paper), ("ours", ours), ("even", even)):
-        run = _Run(encoder, RECIPE, records, np.arange(200) < 20, 0, None, 1, {})
+        run = _Run(encoder, RECIPE, records, np.arange(200) < 20, 0, None, 1, {}, None, quiet)
         draws = [run._drawn() for _ in range(500)]
         assert {len(rows) + sum(sides) for rows, sides in draws} == {40}
         client = np.concatenate([rows for rows, _ in draws])
@@ -337,23 +345,28 @@ def test_batches_are_drawn_as_said() -> None:
     np.testing.assert_allclose(seen["even"], (0.5, 0.5, 0.5), atol=0.01)
 
 
-def test_alignment_is_the_angle_between_discriminator_and_means() -> None:
+def test_a_step_descends_the_loss_and_the_angle_to_the_synthetic_means() -> None:
     net, records, recipe = tiny()
-    encoder = Encoder(key=KEY, encoding=Encoding(layer="0", share=0.99), batch_size=6)
-    losses = []
-    for weight in (0.3, 1.3):
-        run = run_of(replace(encoder, alignment=weight), recipe, records)
-        torch.manual_seed(0)
-        run._prepare(net)
-        run._drawn = lambda: (np.array([0, 1]), [2, 3])  # type: ignore[method-assign]
-        fixed = [run._synthetic[0][:2], run._synthetic[1][:3]]
-        run._some = lambda side, count, fixed=fixed: fixed[side]  # type: ignore[misc, method-assign]
-        with torch.no_grad():
-            losses.append(float(run._loss(net)))
-            h = [torch.tanh(net[0](s)).mean(0) for s in fixed]
-            w, way = run._linear.weight[0], h[0] - h[1]
-            cosine = float(w @ way / w.norm() / way.norm())
-    assert losses[1] - losses[0] == pytest.approx(1 - cosine)
+    encoder = Encoder(key=KEY, encoding=Encoding(layer="0", share=0.99), lr=0.5, alignment=1.3)
+    run = run_of(encoder, recipe, records)
+    run._prepare(net)
+    run._drawn = lambda: (np.array([0, 1]), [2, 3])  # type: ignore[method-assign]
+    fixed = [run._synthetic[0][:2], run._synthetic[1][:3]]
+    run._some = lambda side, count: fixed[side]  # type: ignore[method-assign]
+    x, z = (
+        torch.from_numpy(np.vstack([records.x[:2], *fixed])),
+        torch.tensor([1.0, 0, 1, 1, 0, 0, 0]),
+    )
+    weights = [*net[0].parameters(), *run._linear.parameters()]
+    before = [w.detach().clone() for w in weights]
+    h = torch.tanh(net[0](x))
+    loss = functional.binary_cross_entropy_with_logits(run._linear(h)[:, 0], z.double())
+    way = h[2:4].mean(dim=0) - h[4:].mean(dim=0)
+    cosine = functional.cosine_similarity(way, run._linear.weight[0], dim=0)
+    gradients = torch.autograd.grad(loss + 1.3 * (1 - cosine), weights)
+    run._step(net, 0.5)
+    for now, then, gradient in zip(weights, before, gradients, strict=True):
+        torch.testing.assert_close(now.detach(), then - 0.25 * gradient, rtol=1e-9, atol=1e-12)
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -390,3 +403,21 @@ def test_what_cannot_be_encoded() -> None:
     for settings in wrong:
         with pytest.raises(InvalidInput, match="expected .*got"):
             Encoder(key=KEY, **settings)
+
+
+@pytest.mark.parametrize("alignment", [0.0, 0.3])
+def test_gradients_in_closed_form_are_those_of_the_loss(alignment: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    h, weight, bias = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64).requires_grad_()
+        for shape in ((12, 5), (1, 5), (1,))
+    )
+    z = torch.tensor([1.0, 0, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0], dtype=torch.float64)
+    sides = (3, 3)
+    loss = functional.binary_cross_entropy_with_logits(h @ weight[0] + bias, z)
+    way = h[6:9].mean(dim=0) - h[9:].mean(dim=0)
+    loss = loss + alignment * (1 - functional.cosine_similarity(way, weight[0], dim=0))
+    expected = torch.autograd.grad(loss, (h, weight, bias))
+    found = encoding_gradients(h.detach(), z, sides, weight, bias, alignment)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)

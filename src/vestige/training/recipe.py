@@ -30,6 +30,7 @@ __all__ = [
     "EstimatorRecipe",
     "FunctionRecipe",
     "Recipe",
+    "StepDecay",
     "TorchRecipe",
     "cosine",
     "cross_entropy",
@@ -67,6 +68,32 @@ def cosine(progress: float) -> float:
 
 
 @dataclass(frozen=True)
+class StepDecay:
+    """Learning-rate factor 1, times `factor` from each of these shares of the training on.
+
+    Args:
+        at: shares in (0, 1): of 100 epochs, 0.8 is after the 80th.
+        factor: at each of them.
+
+    >>> [round(StepDecay((0.5, 0.75))(progress), 4) for progress in (0.49, 0.5, 0.75)]
+    [1.0, 0.1, 0.01]
+    """
+
+    at: tuple[float, ...]
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not all(0 < share < 1 for share in self.at) or not 0 < self.factor < np.inf:
+            raise InvalidInput(
+                f"expected shares in (0, 1) and a factor above 0, got {self.at} and {self.factor}"
+            )
+
+    def __call__(self, progress: float) -> float:
+        passed = sum(progress >= share for share in self.at)
+        return float(self.factor**passed)
+
+
+@dataclass(frozen=True)
 class EarlyStopping:
     """Stop when the loss on held-out records of the model's own has not fallen for a while.
 
@@ -100,7 +127,8 @@ class TorchRecipe:
         momentum: of SGD.
         weight_decay: torch's weight decay, w * theta added to the gradient (SGD, Adam) or
             decoupled (AdamW); an L2 penalty lambda ||theta||^2 is w = 2 lambda.
-        schedule: factor on the learning rate at a progress in [0, 1), for example `cosine`.
+        schedule: factor on the learning rate at a progress in [0, 1), for example `cosine` or
+            `StepDecay`.
         loss: mean loss of (logits, y).
         logits: where the logits are in the module's output.
         augment: (x, generator) -> x for one batch, applied in training only.
