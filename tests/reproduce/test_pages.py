@@ -44,6 +44,15 @@ def result(experiment, row, scale="laptop", **changes):
         "x": [-1.0, 1.0, 0.0], "y": [0.0, 0.5, 2.0], "query_x": [0.0, 1.0], "query_y": [2.0, 2.0],
         "in_1": [0.0, 1.0, 2.0], "in_2": [0.5, 0.2, 1.0],
         "out_1": [-1.0, 0.0, 1.0], "out_2": [0.1, -0.4, 0.3],
+            "epoch": [1.0, 2.0],
+            **{f"loss_{name}": [0.5, 0.1] for name in ("members", "nonmembers", "test")},
+            "loss_encoding": [0.6, 0.2],
+            **{f"auc_test_{name}": [0.6, 0.9] for name in ("joint", "decoded")},
+            **{
+                f"after_{name}": [0.9, 0.8]
+                for name in ("auc", "precision", "recall", "fpr", "control_auc")
+            },
+            **{f"{name}_{axis}": [0.0, 1.0, 2.0, 3.0] for name in ("pca", "tsne") for axis in "xy"},
     }  # fmt: skip
     sizes = {"n_members": 1600, "n_classes": 3, "training_seconds": 7.5, "training_path": "any"}
     made = RowResult(

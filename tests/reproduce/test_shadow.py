@@ -74,7 +74,10 @@ def test_ids_are_unique():
         ids = [row.id for row in experiment.rows]
         assert len(set(ids)) == len(ids)
     assert len({e.id for e in reproduce.listed()}) == len(reproduce.listed())
-    assert all(e.id.startswith(("shadow-", "extraction-", "gmia-")) for e in reproduce.listed())
+    assert all(
+        e.id.startswith(("shadow-", "extraction-", "gmia-", "encoding-"))
+        for e in reproduce.listed()
+    )
 
 
 def test_the_penalty_is_twice_lambda():

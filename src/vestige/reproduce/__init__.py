@@ -15,7 +15,15 @@ from pathlib import Path
 
 from vestige.errors import PlanError
 from vestige.progress import Progress, quiet
-from vestige.reproduce import extraction, gmia, shadow, text
+from vestige.reproduce import (
+    encoding,
+    encoding_frontier,
+    encoding_ownership,
+    extraction,
+    gmia,
+    shadow,
+    text,
+)
 from vestige.reproduce.experiment import SCALES, Column, Context, Experiment, Measured, Row
 from vestige.reproduce.harness import OUT, run_experiment
 from vestige.reproduce.results import RowResult, read_all
@@ -40,7 +48,15 @@ __all__ = [
 ]
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    one.id: one for one in (*shadow.EXPERIMENTS, *extraction.EXPERIMENTS, *gmia.EXPERIMENTS)
+    one.id: one
+    for one in (
+        *shadow.EXPERIMENTS,
+        *extraction.EXPERIMENTS,
+        *gmia.EXPERIMENTS,
+        *encoding.EXPERIMENTS,
+        encoding_frontier.EXPERIMENT,
+        encoding_ownership.EXPERIMENT,
+    )
 }
 
 

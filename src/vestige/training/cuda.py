@@ -14,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Captured", "capture"]
+__all__ = ["Captured", "capture", "is_there"]
 
 WARM_UP = 3
 """Steps before capture, in which libraries allocate what a graph must not."""
+
+
+def is_there() -> bool:
+    """Whether this machine has a GPU that torch can use."""
+    return torch.cuda.is_available()
 
 
 def capture(step: Callable[[], None]) -> Callable[[], None]:

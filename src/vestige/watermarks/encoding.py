@@ -551,6 +551,13 @@ class _Run:
             inside = self._look_at(net, "members", self._records[self._chosen], sides)
             outside = self._look_at(net, "nonmembers", self._records[~self._chosen], sides)
             others = {n: self._look_at(net, n, r, sides) for n, r in self._watch.items()}
+            logits = [
+                np.concatenate([own[0], self._joint(side)])
+                for own, side in ((inside, sides[0]), (outside, sides[1]))
+            ]
+            # of all records alike, as it is printed in the paper, but for its sign
+            losses = np.concatenate([np.logaddexp(0, -logits[0]), np.logaddexp(0, logits[1])])
+            self.trace.setdefault("loss_encoding", []).append(float(losses.mean()))
         for name, other in {"nonmembers": outside, **others}.items():
             for kind in range(len(inside)):
                 found = metrics.auc(inside[kind], other[kind]).value
@@ -567,9 +574,12 @@ class _Run:
             losses.append(float(self._task(net, Batch(x, y, 0))) * len(rows))
             seen.append(self._represent(net, x))
         self.trace.setdefault(f"loss_{name}", []).append(sum(losses) / len(records))
-        h = torch.cat(seen)
-        decoded = projected(h.double().cpu().numpy(), *sides)
-        return [self._linear(h)[:, 0].double().cpu().numpy(), decoded]
+        h = torch.cat(seen).double().cpu().numpy()
+        return [self._joint(h), projected(h, *sides)]
+
+    def _joint(self, h: Floats) -> Floats:
+        weight = self._linear.weight[0].double().cpu().numpy()
+        return np.asarray(h @ weight + float(self._linear.bias))
 
 
 def _outputs(net: nn.Module, layer: str, x: Tensor) -> Tensor:
