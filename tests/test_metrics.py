@@ -258,6 +258,26 @@ def test_rate_difference_known_answers():
     assert estimate.value == pytest.approx(5 / 56)
 
 
+def test_paired_difference_covers_what_it_says():
+    """Agresti 2002, section 10.1.1, approval ratings; coverage by enumeration."""
+    known = metrics.paired_difference(150, 86, 1600)
+    assert known.value == 0.04
+    assert (known.low, known.high) == pytest.approx((0.0212, 0.0588), abs=2e-4)
+    n = 60
+    for first, second in [(0.05, 0.05), (0.2, 0.05), (0.01, 0.1), (0.3, 0.3)]:
+        covered = 0.0
+        for b in range(n + 1):
+            for c in range(n + 1 - b):
+                found = metrics.paired_difference(b, c, n)
+                if found.low <= first - second <= found.high:
+                    covered += stats.multinomial.pmf(
+                        [b, c, n - b - c], n, [first, second, 1 - first - second]
+                    )
+        assert 0.93 < covered < 0.995, (first, second)
+    with pytest.raises(InvalidInput, match="first_only"):
+        metrics.paired_difference(6, 5, 10)
+
+
 @pytest.mark.parametrize("counts", [(-1, 5), (6, 5), (0, 0)])
 def test_counts_are_refused(counts):
     with pytest.raises(InvalidInput, match="successes"):

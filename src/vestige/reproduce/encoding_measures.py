@@ -64,7 +64,7 @@ __all__ = [
     "measure_projected",
     "measure_pruned",
     "measure_transferred",
-    "n_right",
+    "is_right",
     "neighbors_kept",
     "of_pairs",
     "principal",
@@ -243,24 +243,26 @@ def _auc(inside: Floats, outside: Floats) -> float:
     return value
 
 
-def n_right(model: BlackBox, records: Records) -> int:
-    """Records that a model classifies rightly."""
-    total = 0
-    for start in range(0, len(records), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        total += int((model.log_probabilities(records.x[part]).argmax(axis=1)
-                      == records.y[part]).sum())  # fmt: skip
-    return total
+def is_right(model: BlackBox, records: Records) -> Mask:
+    """(n,) which records a model classifies rightly."""
+    parts = [slice(start, start + _CHUNK) for start in range(0, len(records), _CHUNK)]
+    return np.concatenate(
+        [
+            model.log_probabilities(records.x[part]).argmax(axis=1) == records.y[part]
+            for part in parts
+        ]
+    )
 
 
 def accuracies(model: BlackBox, control: BlackBox, test: Records) -> dict[str, Estimate]:
     """Test accuracy of both models, and what it costs to carry bits."""
-    n, ours, plain = len(test), n_right(model, test), n_right(control, test)
+    ours, plain, n = is_right(model, test), is_right(control, test), len(test)
     return {
-        "test_accuracy": rate(ours, n),
-        "control_accuracy": rate(plain, n),
-        # of the same records, which agree more than independent ones: the interval is wide
-        "accuracy_drop": metrics.rate_difference(plain, n, ours, n),
+        "test_accuracy": rate(int(ours.sum()), n),
+        "control_accuracy": rate(int(plain.sum()), n),
+        "accuracy_drop": metrics.paired_difference(
+            int((plain & ~ours).sum()), int((ours & ~plain).sum()), n
+        ),
     }
 
 

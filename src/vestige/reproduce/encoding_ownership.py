@@ -20,7 +20,7 @@ from vestige.metrics import Estimate, rate
 from vestige.models import BlackBox, TorchModel
 from vestige.records import Records
 from vestige.reproduce import figures
-from vestige.reproduce.encoding_measures import exactly, n_right
+from vestige.reproduce.encoding_measures import exactly, is_right
 from vestige.reproduce.encoding_models import (
     Kept,
     Settings,
@@ -94,8 +94,8 @@ def measure(settings: Owned, context: Context) -> Measured:
     estimates = {
         "log2_p": p,
         "decoded": decoded,
-        "test_accuracy": rate(n_right(model, judges), len(judges)),
-        "own_accuracy": rate(n_right(owner.model, judges), len(judges)),
+        "test_accuracy": rate(int(is_right(model, judges).sum()), len(judges)),
+        "own_accuracy": rate(int(is_right(owner.model, judges).sum()), len(judges)),
         **_uniform(model, own, encoder, world.records[: settings.n_asked], settings, seed),
     }
     sizes: Mapping[str, Any] = {

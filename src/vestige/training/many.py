@@ -260,7 +260,7 @@ def code_version() -> str:
     """The versions, and the source of what trains: a change to either makes old models stale."""
     import sklearn
 
-    names = "cuda fit kernels many networks recipe stacked"
+    names = "cuda fit forests kernels many networks recipe stacked"
     digest = source_digest(*(Path(__file__).with_name(f"{name}.py") for name in names.split()))
     versions = [torch.__version__, sklearn.__version__, np.__version__, platform.machine()]
     settings = [torch.get_default_dtype(), torch.get_float32_matmul_precision()]
