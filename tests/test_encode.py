@@ -11,7 +11,9 @@ import pytest
 from commands import run_in_process as run
 from vestige.encode import _range_of, load_format
 from vestige.errors import DamagedFile
+from vestige.plans import plan_of
 from vestige.records import Records
+from vestige.training import TorchRecipe
 
 PLAN = """
 name = "mine"
@@ -124,6 +126,28 @@ def test_what_is_refused(marked: Path, tmp_path: Path) -> None:
     (tmp_path / "encoding.json").write_text('{"format":"vestige.encoding.v1","colour":3}')
     with pytest.raises(DamagedFile, match="the format of an encoding in"):
         load_format(tmp_path / "encoding.json")
+
+
+def test_a_marked_model_is_not_what_the_plan_trains(marked: Path, tmp_path: Path) -> None:
+    short = PLAN.replace("epochs = 40", "epochs = 8")
+    (tmp_path / "plan.toml").write_text(short)
+    asked = ["encode", "check", tmp_path / "plan.toml", "--references", 9, "--alpha", 0.1,
+             "--store", tmp_path / "models", "--seed", 3, "--quiet"]  # fmt: skip
+    alarm = run(*asked, "--weights", marked / "m" / "model.safetensors")
+    assert alarm.code == 1 and "Alarm: p = 0.1 at a false-alarm rate of 0.1" in alarm.err
+    plan = plan_of(str(tmp_path / "plan.toml"))
+    assert isinstance(plan.recipe, TorchRecipe)
+    clean = plan.recipe.fit(plan.split.members, seed=10**6)
+    (tmp_path / "clean.safetensors").write_bytes(plan.recipe.dumps(clean))
+    models = sorted((tmp_path / "models").rglob("*.safetensors"))
+    times = [path.stat().st_mtime_ns for path in models]
+    found = run(*asked, "--weights", tmp_path / "clean.safetensors")
+    assert len(models) == 9 and [path.stat().st_mtime_ns for path in models] == times
+    assert found.code in (0, 1) and "false-alarm rate of 0.1" in found.out + found.err
+    few = run(*asked[:3], "--weights", tmp_path / "clean.safetensors", "--references", 9)
+    assert few.code == 2 and "expected at least 19 references" in few.err
+    none = run(*asked[:3])
+    assert none.code == 2 and "expected a model" in none.err
 
 
 def test_synthetic_means_lie_where_the_inputs_do() -> None:

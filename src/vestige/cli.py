@@ -437,6 +437,46 @@ def decode(
 
 
 @encode.command()
+def check(
+    plan: PlanName,
+    weights: Weights = None,
+    references: Annotated[int, typer.Option(help="Models to train by the plan.")] = 19,
+    alpha: Annotated[float, typer.Option(help="Rate of false alarms.")] = 0.05,
+    store: Annotated[
+        Path | None, typer.Option(help="Keeps these models for the next check with this seed.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of these models and of what is asked; else nobody's guess."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Without a key: is a model what the plan's training gives? Exit with 1 where it is not."""
+    import secrets
+
+    from vestige.encode import checked, model_of
+    from vestige.plans import plan_of
+    from vestige.progress import shown
+    from vestige.training.fit import one_thread
+
+    made = plan_of(plan)
+    model = model_of(made, weights)
+    drawn = secrets.randbelow(2**31) if seed is None else seed
+    print(f"seed {drawn}: with --seed {drawn} a check that was stopped goes on", file=sys.stderr)
+    with shown(quiet) as progress, one_thread():
+        found = checked(
+            made,
+            model,
+            references=references,
+            alpha=alpha,
+            seed=drawn,
+            store=store,
+            progress=progress,
+        )
+    print(found)
+
+
+@encode.command()
 def challenge(
     commitment: Annotated[Path, typer.Argument(help="The owner's commitment.")],
     out: Annotated[Path, typer.Option(help="A new file.")],

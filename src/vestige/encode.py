@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,11 +21,22 @@ from vestige.records import Records
 from vestige.scores import Verification
 from vestige.training.fit import built
 from vestige.training.recipe import TorchRecipe
+from vestige.training.store import Store
+from vestige.watermarks.detection import Detection, Detector, resolvable
 from vestige.watermarks.encoding import Decoder, Encoder, Encoding, Reading, last_hidden
 from vestige.watermarks.keys import Key, read_document, write_document
 from vestige.watermarks.ownership import Challenge, Claim, Commitment, commit, verify
 
-__all__ = ["Decoded", "Marked", "asked_for", "decoded", "marked", "save_challenge", "tested"]
+__all__ = [
+    "Decoded",
+    "Marked",
+    "asked_for",
+    "checked",
+    "decoded",
+    "marked",
+    "save_challenge",
+    "tested",
+]
 
 _ENCODING, _CHALLENGE = "vestige.encoding.v1", "vestige.challenge.v1"
 
@@ -218,6 +230,50 @@ def decoded(
         rate(int((unseen > 0).sum()), n),
         n1 / (n1 + n),
     )
+
+
+def checked(
+    plan: Plan,
+    model: BlackBox,
+    *,
+    references: int,
+    alpha: float,
+    seed: int,
+    store: Path | None = None,
+    progress: Progress = quiet,
+) -> Detection:
+    """Whether a model is unusual among models that the plan trains on the same records.
+
+    Args:
+        seed: of the references and of what models are asked; one that nobody can guess.
+        store: where the references are kept.
+
+    Raises:
+        PlanError: no recipe for a torch network, or too few references for the rate.
+        GateFailed: it is; its words say how.
+    """
+    if not isinstance(plan.recipe, TorchRecipe):
+        raise PlanError("expected a plan that says how its network is trained, got another")
+    if not resolvable(references, alpha):
+        least = math.ceil(1 / alpha - 1e-9) - 1
+        raise PlanError(
+            f"expected at least {least} references for a false-alarm rate of {alpha:g}, got "
+            f"{references}; ask for more of either"
+        )
+    detector = Detector(
+        recipe=plan.recipe,
+        records=plan.split.members,
+        held_out=plan.split.nonmembers,
+        n_references=references,
+        alpha=alpha,
+        seed=seed,
+        store=None if store is None else Store(store),
+        progress=progress,
+    )
+    found = detector.run(model)
+    if found.alarm:
+        raise GateFailed(str(found))
+    return found
 
 
 # --- claims --------------------------------------------------------------------------------------
