@@ -245,6 +245,20 @@ def test_members_are_found_and_accuracy_is_kept(encoded: Any) -> None:
     assert 0.45 <= auc(decoder, made.model, records[other], records[~other]) <= 0.55
 
 
+def test_the_loss_of_the_encoding_is_over_all_records() -> None:
+    net, records, recipe = tiny()
+    encoder = Encoder(key=KEY, encoding=Encoding(layer="0", share=0.99, n_synthetic=3))
+    chosen = np.arange(6) % 2 == 0
+    run = _Run(encoder, recipe, records, chosen, 0, {}, 1, {}, None, quiet)
+    run._prepare(net)
+    run.look(net)
+    x = torch.from_numpy(np.vstack([records.x, *run._synthetic]))
+    z = torch.from_numpy(np.concatenate([chosen, np.ones(3), np.zeros(3)])).double()
+    logits = run._linear(torch.tanh(net[0](x)))[:, 0]
+    loss = functional.binary_cross_entropy_with_logits(logits, z)
+    assert run.trace["loss_encoding"] == pytest.approx([float(loss)], rel=1e-9)
+
+
 @pytest.mark.slow
 def test_the_trace_ends_where_the_model_does(encoded: Any) -> None:
     records, test, encoder, made = encoded

@@ -254,7 +254,9 @@ class Encoded:
     Attributes:
         model: as any other.
         chosen: (n,) which records were encoded as members.
-        trace: by the names of `Encoder.fit`'s sets, what was measured after each epoch.
+        trace: what was measured on the way: `loss_SET` of the task on "members", "nonmembers" and
+            the sets that were watched, `auc_SET_joint` and `auc_SET_decoded` of members against
+            each, and `loss_encoding`, L_enc over all records; nothing where none were watched.
     """
 
     model: TorchModel
