@@ -256,7 +256,7 @@ def test_the_loss_of_the_encoding_is_over_all_records() -> None:
     z = torch.from_numpy(np.concatenate([chosen, np.ones(3), np.zeros(3)])).double()
     logits = run._linear(torch.tanh(net[0](x)))[:, 0]
     loss = functional.binary_cross_entropy_with_logits(logits, z)
-    assert run.trace["loss_encoding"] == pytest.approx([float(loss)], rel=1e-9)
+    assert run.trace["loss_encoding"] == pytest.approx([loss.item()], rel=1e-9)
 
 
 @pytest.mark.slow
