@@ -68,6 +68,18 @@ def test_a_damaged_plan_is_named(tmp_path):
     run(plan(), tmp_path, fresh=True)
 
 
+def test_a_damaged_file_is_named_without_a_terminal(tmp_path):
+    run(plan(), tmp_path)
+    (answers,) = (tmp_path / "store").rglob("answers.npz")
+    answers.write_bytes(answers.read_bytes()[:-5])
+    with pytest.warns(UserWarning, match=r"answers\.npz in .* is damaged"):
+        run(plan(), tmp_path)
+    answers.write_bytes(answers.read_bytes()[:-5])
+    told = []
+    run(plan(), tmp_path, tell=told.append)
+    assert any("answers.npz in" in text and "is damaged" in text for text in told)
+
+
 def test_a_pool_whose_ids_mean_other_records_is_refused():
     world = overfit_world(n_models=4)
     mine = world.known.records

@@ -490,7 +490,8 @@ def _opened(plan: Plan, out: Path, fresh: bool, tell: Tell) -> Store:
             )
     else:
         write_atomically(path, lambda part: _write_json(part, asked))
-    return Store(out / "store", tell)
+    # a damaged file is named in any case: without a terminal the store warns
+    return Store(out / "store") if tell is silent else Store(out / "store", tell)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -364,6 +364,10 @@ KeyFile = Annotated[Path, typer.Option(help="The key's file.", show_default=Fals
 Weights = Annotated[
     Path | None, typer.Option(help="Of the plan's network, as .safetensors; else its own model.")
 ]
+DrawSeed = Annotated[
+    int | None,
+    typer.Option(help="Of the plan's draw of records; by default the one that was trained with."),
+]
 
 
 @encode.command("key")
@@ -404,6 +408,11 @@ def train_marked(
     from vestige.progress import shown
     from vestige.watermarks import Key
 
+    if layer and black_box:
+        raise PlanError(
+            f"expected --layer {layer} or --black-box, got both; a mark lies in a layer, or in the "
+            "log-probabilities"
+        )
     made, secret = plan_of(plan, seed=seed), Key.load(key)
     with shown(quiet) as progress:
         found = marked(
@@ -425,15 +434,16 @@ def decode(
     key: KeyFile,
     encoding: Annotated[Path, typer.Option(help="encoding.json of the mark.")],
     weights: Weights = None,
-    seed: Annotated[int | None, typer.Option(help="Of the plan's draw of records.")] = None,
+    seed: DrawSeed = None,
 ) -> None:
     """What the key tells of a plan's members and non-members."""
-    from vestige.encode import decoded, load_format, model_of
+    from vestige.encode import as_marked, decoded, load_format, model_of
     from vestige.plans import plan_of
     from vestige.watermarks import Key
 
-    made, (said, reading) = plan_of(plan, seed=seed), load_format(encoding)
-    print(decoded(made, Key.load(key), said, model_of(made, weights), reading))
+    said = load_format(encoding)
+    made = as_marked(plan_of(plan, seed=said.seed if seed is None else seed), said)
+    print(decoded(made, Key.load(key), said.encoding, model_of(made, weights), said.reading))
 
 
 @encode.command()
@@ -498,15 +508,18 @@ def claim(
     opening: Annotated[Path, typer.Option(help="opening.json of the mark.")],
     challenge: Annotated[Path, typer.Option(help="The verifier's.")],
     out: Annotated[Path, typer.Option(help="A new file; its records go beside it.")],
-    seed: Annotated[int | None, typer.Option(help="Of the plan's draw of records.")] = None,
+    seed: DrawSeed = None,
 ) -> None:
     """For an owner: show the key and the records that a verifier asks for."""
-    from vestige.encode import asked_for
+    from vestige.encode import as_marked, asked_for, format_beside
     from vestige.plans import plan_of
     from vestige.watermarks.ownership import Opening
     from vestige.watermarks.ownership import claim as answered
 
-    made, own = plan_of(plan, seed=seed), Opening.load(opening)
+    own, said = Opening.load(opening), format_beside(opening)
+    made = plan_of(plan, seed=said.seed if said is not None and seed is None else seed)
+    if said is not None:
+        as_marked(made, said)
     answered(own, made.split.members, asked_for(challenge)).save(out)
     print(f"{out} and {out}.npz: they hold the key and records; hand them to the verifier alone")
 
@@ -522,15 +535,20 @@ def verify(
     tries: Annotated[int, typer.Option(help="Commitments that this claimant deposited.")] = 1,
     weights: Weights = None,
 ) -> None:
-    """Test a claim on a plan's model; exit with 1, and say why, where it is refused."""
+    """Test a claim on a plan's model; exit with 1, and say why, where it is refused.
+
+    A plan that only names the model needs no [data].
+    """
     from vestige.encode import model_of, tested
     from vestige.plans import plan_of
+    from vestige.watermarks.ownership import Claim
 
+    answer = Claim.load(claim)
     found = tested(
-        model_of(plan_of(plan), weights),
+        model_of(plan_of(plan, shown=answer.records, weights=weights), weights),
         commitment,
         challenge,
-        claim,
+        answer,
         deposited=deposited,
         released=released,
         tries=tries,
@@ -538,7 +556,7 @@ def verify(
     print(
         f"accepted: the key's choice would fit a model made without it so well with p = "
         f"10^{found.log10_p:.1f}; {found.matched:,} of {found.total:,} encoded records are above "
-        "the middle"
+        f"the middle, and {found.others_matched:,} of the {found.others:,} other records shown"
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,21 @@ from vestige.training.recipe import TorchRecipe
 from vestige.training.store import Store
 from vestige.watermarks.detection import Detection, Detector, resolvable
 from vestige.watermarks.encoding import Decoder, Encoder, Encoding, Reading, last_hidden
-from vestige.watermarks.keys import Key, read_document, write_document
+from vestige.watermarks.keys import Key, read_document, write_document, write_new
 from vestige.watermarks.ownership import Challenge, Claim, Commitment, commit, verify
 
 __all__ = [
     "Decoded",
+    "Format",
     "Marked",
+    "as_marked",
     "asked_for",
     "checked",
     "decoded",
+    "format_beside",
+    "load_format",
     "marked",
+    "model_of",
     "save_challenge",
     "tested",
 ]
@@ -67,9 +73,17 @@ class Marked:
     decoded: Decoded
 
     def __str__(self) -> str:
+        told = f"{self.n_chosen:,} of {self.n_records:,} records are encoded."
+        files = f"\n\n{self.folder / MODEL}\n"
+        if not self.decoded.read:
+            return (
+                "The mark did not take: the AUC against unseen records has an interval that is not "
+                f"above 0.5. {told} {self.decoded.told()}{files}"
+                "there is nothing to deposit; train into another folder with more --steps, a "
+                "larger --lr or more epochs"
+            )
         return (
-            f"{self.n_chosen:,} of {self.n_records:,} records are encoded. {self.decoded}\n\n"
-            f"{self.folder / MODEL}\n"
+            f"{told} {self.decoded}{files}"
             f"commitment {self.commitment.digest}: deposit it where its date can be proved before "
             f"anybody sees the model\n"
             f"{self.folder / OPENING} and the training records are what a claim takes: keep them, "
@@ -88,6 +102,7 @@ class Decoded:
         recall, fpr: of encoded records, and of unseen ones, above 0, the middle between the
             synthetic sides.
         base_rate: encoded records among these and the unseen ones.
+        layer: that is read, of a model that can be looked into; None for answers alone.
     """
 
     accuracy: Estimate
@@ -96,13 +111,31 @@ class Decoded:
     recall: Estimate
     fpr: Estimate
     base_rate: float
+    layer: str | None = None
+
+    @property
+    def read(self) -> bool:
+        """Whether encoded records stand out from unseen ones: the whole interval is above 0.5."""
+        return self.against_test.low is not None and self.against_test.low > 0.5
 
     def __str__(self) -> str:
+        if self.read:
+            return self.told()
         return (
-            f"With the key they are told from unseen records at an AUC of {self.against_test}, "
-            f"from the other training records at {self.against_others}; above 0 are "
-            f"{self.recall} of them and {self.fpr} of the unseen (base rate {self.base_rate:.2f}). "
-            f"Accuracy on unseen records: {self.accuracy}."
+            "Nothing was read: the AUC against unseen records has an interval that is not above "
+            f"0.5, as with the wrong key, format or model. {self.told()}"
+        )
+
+    def told(self) -> str:
+        """The numbers, with what they were read from."""
+        access = "black-box, from log-probabilities"
+        if self.layer is not None:
+            access = f"white-box, from layer {self.layer}"
+        return (
+            f"With the key the encoded records are told ({access}) from unseen records at an AUC "
+            f"of {self.against_test}, from the other training records at {self.against_others}; "
+            f"above 0 are {self.recall} of them and {self.fpr} of the unseen (base rate "
+            f"{self.base_rate:.2g}). Accuracy on unseen records: {self.accuracy}."
         )
 
 
@@ -124,8 +157,10 @@ def marked(
         lr: of the encoding steps; by default the recipe's.
 
     Raises:
-        PlanError: the plan has no recipe for a torch network, or names a model.
-        StoreError: the folder holds a marked model.
+        PlanError: the plan has no recipe for a torch network, or names a model; its network has no
+            linear layer before the last, or lr is not above 0.
+        StoreError: the folder holds a marked model, or cannot be written; before anything is
+            trained.
     """
     recipe = plan.recipe
     if plan.target is not None or not isinstance(recipe, TorchRecipe):
@@ -133,23 +168,43 @@ def marked(
             "expected a plan that says how to train a network and names no model, got another; a "
             "mark is made in training"
         )
-    if (out / OPENING).exists() or (out / MODEL).exists():
-        raise StoreError(f"expected no marked model in {out}, found one; name another folder")
+    if lr is not None and not lr > 0:
+        raise PlanError(f"expected --lr above 0, got {lr:g}; leave it out for the plan's own")
     if layer == "":
         layer = last_hidden(built(recipe, 0))
+        if layer is None:
+            raise PlanError(
+                "expected a network with a linear layer before the last, which carries the mark, "
+                "got one without; name another with --layer, or use --black-box"
+            )
     low, high = _range_of(plan.split.members)
     encoding = Encoding(layer=layer, rate=rate, low=low, high=high)
-    encoder = Encoder(key=key, encoding=encoding, steps=steps, lr=lr or recipe.lr)
+    encoder = Encoder(key=key, encoding=encoding, steps=steps, lr=recipe.lr if lr is None else lr)
+    _new_folder(out)
     made = encoder.fit(recipe, plan.split.members, seed=plan.seed, progress=progress)
     opening = commit(key, encoding, plan.split.members, note=plan.name)
-    out.mkdir(parents=True, exist_ok=True)
     opening.save(out / OPENING)
     opening.commitment.save(out / COMMITMENT)
-    save_format(out / FORMAT, encoding)
-    (out / MODEL).write_bytes(recipe.dumps(made.model))
+    save_format(out / FORMAT, Format(encoding, seed=plan.seed, members=plan.split.members.digest()))
+    write_new(out / MODEL, recipe.dumps(made.model))
     found = decoded(plan, key, encoding, made.model)
     n = len(plan.split.members)
     return Marked(out, opening.commitment, int(made.chosen.sum()), n, found)
+
+
+def _new_folder(out: Path) -> None:
+    """Refuse before the training what could not be written after it."""
+    if any((out / name).exists() for name in (OPENING, MODEL, FORMAT, COMMITMENT)):
+        raise StoreError(f"expected no marked model in {out}, found one; name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise StoreError(
+            f"expected a folder {out} that can be written, but {error.strerror or error}; name "
+            "another with --out"
+        ) from None
 
 
 def _range_of(records: Records) -> tuple[float, float]:
@@ -161,24 +216,65 @@ def _range_of(records: Records) -> tuple[float, float]:
     return low, high
 
 
-def save_format(path: Path, encoding: Encoding, reading: Reading = "projection") -> None:
-    write_document(path, {"format": _ENCODING, "reading": reading, **asdict(encoding)})
+@dataclass(frozen=True)
+class Format:
+    """What a decoder needs beside the key, and which records were drawn for the model.
+
+    Attributes:
+        encoding, reading: of the mark.
+        seed: of the plan that was trained; None in files that do not say.
+        members: digest of its members; "" in files that do not say.
+    """
+
+    encoding: Encoding
+    reading: Reading = "projection"
+    seed: int | None = None
+    members: str = ""
 
 
-def load_format(path: Path) -> tuple[Encoding, Reading]:
+def save_format(path: Path, said: Format) -> None:
+    beside = {"reading": said.reading, "seed": said.seed, "members": said.members}
+    write_document(path, {"format": _ENCODING, **beside, **asdict(said.encoding)})
+
+
+def load_format(path: Path) -> Format:
     """
     Raises:
         DamagedFile: not the format of an encoding.
     """
     said = read_document(path, _ENCODING)
-    reading = said.pop("reading", "projection")
     said.pop("format")
+    beside = {name: said.pop(name) for name in ("reading", "seed", "members") if name in said}
+    seed, members = beside.get("seed"), beside.get("members", "")
     try:
+        if not (seed is None or (type(seed) is int and seed >= 0)) or type(members) is not str:
+            raise TypeError(f"the seed is {seed!r} and the members' digest {members!r}")
         if said.get("clip") is not None:
             said["clip"] = tuple(said["clip"])
-        return Encoding(**said), reading
+        return Format(Encoding(**said), **beside)
     except TypeError as error:
         raise DamagedFile(f"expected the format of an encoding in {path}, but {error}") from None
+
+
+def format_beside(opening: Path) -> Format | None:
+    """What was said beside an opening, where it still lies in its folder."""
+    path = opening.with_name(FORMAT)
+    return load_format(path) if path.exists() else None
+
+
+def as_marked(plan: Plan, said: Format) -> Plan:
+    """The plan, once its members are known to be those that the model was trained on.
+
+    Raises:
+        PlanError: they are others.
+    """
+    if said.members and plan.split.members.digest() != said.members:
+        raise PlanError(
+            f"expected the members that the mark was made on, which the plan drew with the seed "
+            f"{said.seed}, got others with the seed {plan.seed}; use the plan and its data as they "
+            f"were, with --seed {said.seed} or without --seed"
+        )
+    return plan
 
 
 def model_of(plan: Plan, weights: Path | None) -> BlackBox:
@@ -229,6 +325,7 @@ def decoded(
         rate(int((inside[chosen] > 0).sum()), n1),
         rate(int((unseen > 0).sum()), n),
         n1 / (n1 + n),
+        encoding.layer,
     )
 
 
@@ -299,24 +396,26 @@ def tested(
     model: BlackBox,
     commitment: Path,
     asked: Path,
-    answer: Path,
+    answer: Claim,
     *,
     deposited: str,
     released: str,
     tries: int,
 ) -> Verification:
-    """Verify a claim on files.
+    """Verify a claim on the files of a verifier.
 
     Raises:
+        InvalidInput: no tries at all.
         GateFailed: the claim is refused; its words are the reasons.
     """
     found = verify(
         model,
         Commitment.load(commitment),
         asked_for(asked),
-        Claim.load(answer),
-        deposited=_moment("deposited", deposited),
-        released=_moment("released", released),
+        answer,
+        # of a day alone: the end of it for one, its beginning for the other
+        deposited=_moment("deposited", deposited, timedelta(days=1)),
+        released=_moment("released", released, timedelta(0)),
         tries=tries,
     )
     if not found.accepted:
@@ -324,11 +423,12 @@ def tested(
     return found
 
 
-def _moment(name: str, text: str) -> datetime:
+def _moment(name: str, text: str, of_a_day: timedelta) -> datetime:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise PlanError(
             f"expected --{name} as 2026-03-01 or 2026-03-01T12:00, got {text!r}"
         ) from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return found if len(text) > len("2026-03-01") else found + of_a_day

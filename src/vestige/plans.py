@@ -143,12 +143,17 @@ def plan_of(
     seed: int | None = None,
     references: int | None = None,
     trust_pickle: bool = False,
+    shown: Records | None = None,
+    weights: Path | None = None,
 ) -> Plan:
     """The plan that a word on the command line names.
 
     Args:
         what: a built-in data set, a file ending in .toml, or package.module:function.
         seed, references: instead of the plan's own.
+        shown: stand for the members where a file says nothing of data: it only names a model then,
+            whose inputs are like these.
+        weights: that such a network will get, to have as many classes; by default those it names.
 
     Raises:
         PlanError: it names nothing, or something that is no plan.
@@ -158,7 +163,7 @@ def plan_of(
     if what in BUILT_IN:
         return built_in(what, seed=seed or 0, references=references)
     if what.endswith(".toml"):
-        plan = _from_toml(Path(what), seed, trust_pickle)
+        plan = _from_toml(Path(what), seed, trust_pickle, shown, weights)
     elif ":" in what:
         plan = _from_function(what)
     else:
@@ -295,21 +300,35 @@ _SECTIONS: Mapping[str, Mapping[str, _Kind]] = {
 }
 
 
-def _from_toml(path: Path, seed: int | None, trust_pickle: bool) -> Plan:
+def _from_toml(
+    path: Path,
+    seed: int | None,
+    trust_pickle: bool,
+    shown: Records | None,
+    weights: Path | None,
+) -> Plan:
     try:
         said = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise PlanError(f"expected a plan at {path}, found no file; check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise PlanError(f"expected TOML in {path.name}, but {error}") from None
-    _check(path, said)
+    bare = "data" not in said and shown is not None
+    _check(path, said, bare=bare)
     folder = path.parent
     # a seed on the command line draws the split too, as the plan's own would
     seed = said.get("seed", 0) if seed is None else seed
-    drawn = _split_of(folder, said["data"], seed)
+    if bare and shown is not None:
+        target = said.get("target", {})
+        if weights is None and "weights" in target:
+            weights = folder / str(target["weights"])
+        drawn = _alone(_with_classes(shown, target, weights))
+        said = {**said, "data": {}}
+    else:
+        drawn = _split_of(folder, said["data"], seed)
     recipe = _recipe_of(said, drawn)
     target = _target_of(path, said.get("target", {}), recipe, drawn, trust_pickle)
-    if target is None and recipe is None:
+    if target is None and recipe is None and not bare:
         raise PlanError(
             f"expected a model in {path.name}, got none; say in [target] which network to train, "
             "its weights =, its estimator = or its url ="
@@ -329,8 +348,8 @@ def _from_toml(path: Path, seed: int | None, trust_pickle: bool) -> Plan:
     )
 
 
-def _check(path: Path, said: Said) -> None:
-    """Every key is known, and every value is what it can be."""
+def _check(path: Path, said: Said, *, bare: bool = False) -> None:
+    """Every key is known, and every value is what it can be; a bare plan needs no data."""
     for section, known in _SECTIONS.items():
         where = f"[{section}] of {path.name}" if section else path.name
         # a section that is no table is refused as a key of the whole
@@ -345,7 +364,7 @@ def _check(path: Path, said: Said) -> None:
                 )
             if not known[key].fits(value):
                 raise PlanError(f"expected {key} = {known[key].words} in {where}, got {value!r}")
-    if "data" not in said:
+    if "data" not in said and not bare:
         raise PlanError(
             f"expected a table [data] in {path.name}, which says what was trained on; add it"
         )
@@ -356,7 +375,7 @@ def _check(path: Path, said: Said) -> None:
             "the one that names the model to audit (how references are trained stands in "
             "[training], or in a function that returns a vestige.Plan)"
         )
-    if given and not isinstance(said["data"].get("members"), str):
+    if given and not bare and not isinstance(said["data"].get("members"), str):
         # drawing would make members of records that the model never saw
         raise PlanError(
             f"expected members = a file and nonmembers = a file in [data] beside {given[0]} =, "
@@ -451,6 +470,34 @@ def _split_of(folder: Path, data: Said, seed: int) -> Split:
         data.get(side, default) for side, default in zip(sides, (n // 2, n // 3, 0), strict=True)
     ]
     return split(records, sizes[0], sizes[1], sizes[2], seed)
+
+
+def _alone(records: Records) -> Split:
+    """Records that stand for the members, with nobody beside them."""
+    return Split(records, records[:0], records[:0])
+
+
+def _with_classes(records: Records, target: Said, weights: Path | None) -> Records:
+    """With as many classes as the weights have logits: a few records may not show all of them."""
+    from safetensors import SafetensorError, safe_open
+
+    # labels are the claimant's: no network is made as wide as these say
+    plain = replace(records, y=np.zeros(len(records), dtype=np.int64), classes=("0", "1"))
+    recipe = _recipe_of({"target": target}, _alone(plain))
+    if weights is None or not isinstance(recipe, TorchRecipe):
+        return records
+    last = [n for n, p in built(recipe, 0).named_parameters() if p.ndim == 2][-1]
+    try:
+        with safe_open(str(weights), "numpy") as file:
+            logits = int(file.get_slice(last).get_shape()[0])
+    except (SafetensorError, OSError):
+        return records  # what is wrong is said where they are read
+    if records.n_classes > logits:
+        raise InvalidInput(
+            f"expected labels below {logits}, the classes of {weights.name}, got "
+            f"{records.n_classes - 1}; the records are not those of this model"
+        )
+    return replace(records, classes=tuple(map(str, range(logits))))
 
 
 def _read_pair(path: Path) -> tuple[Any, Any]:

@@ -60,6 +60,8 @@ class Verification:
         p_value: of the hypothesis "the model has nothing to do with the key"; 0 below 1e-308.
         log10_p: its logarithm.
         reasons: why the claim is refused, each a sentence; none if it is accepted.
+        others_matched, others: of what is not claimed, where it was looked at: how many answer so
+            by themselves.
     """
 
     matched: int
@@ -67,6 +69,8 @@ class Verification:
     p_value: float
     log10_p: float
     reasons: tuple[str, ...] = ()
+    others_matched: int = 0
+    others: int = 0
 
     @property
     def accepted(self) -> bool:

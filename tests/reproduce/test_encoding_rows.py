@@ -202,6 +202,10 @@ def test_spread_and_pairs():
     of_scores = metrics.auc(inside, outside)
     found = measures.of_pairs(of_scores.value, 300, 500)
     assert found.low < of_scores.low < of_scores.high < found.high
+    # as many pairs as there are of the fewer, whichever these are
+    for n1, n0 in ((30, 500), (500, 30)):
+        one = measures.of_pairs(0.8, n1, n0)
+        assert (one.low, one.high) == (metrics.rate(24, 30).low, metrics.rate(24, 30).high)
 
 
 # --- data and networks ---------------------------------------------------------------------------
@@ -372,19 +376,31 @@ def test_who_is_judged(made, context):
     assert found["n_encoded"].value == 120 and found["base_rate"].value == 120 / 520
     assert found["recall"].value == (inside >= 0).mean()
     assert found["fpr"].value == (unseen >= 0).mean()
-    # the cut is chosen on the last quarter and judged on the others
-    cut = measures.cut_at(unseen[300:], 0.1)
-    assert found["fpr_10"].value == (unseen[:300] >= cut).mean()
+    # the cut is chosen on a quarter and judged on the others
+    quarter = measures.calibrating(400, context.seed)
+    cut = measures.cut_at(unseen[quarter], 0.1)
+    assert found["fpr_10"].value == (unseen[~quarter] >= cut).mean()
     assert found["precision_10"].threshold == cut
     assert found["recall_10"].value == (inside >= cut).mean()
     assert found["base_rate_10"].value == 120 / 420
-    assert found["precision_10"].chosen_on == "the last quarter of the test set"
+    assert found["precision_10"].chosen_on == "a quarter of the test set drawn at random"
     plain = decoder.reader(made.control.model, (1, 8, 8))
     assert found["control_auc"].value == pytest.approx(
         metrics.auc(plain(made.world.records[made.chosen].x), plain(made.world.test.x)).value
     )
     assert len(series["wrong_keys"]) == 2
     assert found["wrong_auc"].value == pytest.approx(np.mean(series["wrong_keys"]))
+
+
+def test_a_quarter_chooses_the_cut_wherever_it_lies_in_the_file():
+    drawn = np.array([measures.calibrating(401, seed) for seed in range(400)])
+    assert (drawn.sum(axis=1) == 100).all()
+    # each record in a quarter of the draws: six deviations of a share of 400
+    assert np.abs(drawn.mean(axis=0) - 0.25).max() < 6 * np.sqrt(0.25 * 0.75 / 400)
+    np.testing.assert_array_equal(drawn[3], measures.calibrating(401, 3))
+    # the halves of a sorted file have their share of it
+    halves = drawn[:, :200].sum(axis=1)
+    assert 20 < halves.min() < 50 < halves.max() < 80
 
 
 def test_the_row_of_a_model(made, context):

@@ -168,6 +168,48 @@ def test_the_terminal_shows_the_same():
     assert differences == [f"* {text}" for text in experiment.differences]
 
 
+def test_a_row_on_other_data_than_its_title_says_so():
+    row = reproduce.experiment("encoding-frontier").row("mnist-base")
+    small = result("encoding-frontier", row.id, "ci", data={"name": "digits", "digest": "ff"})
+    head, line, *_ = reproduce.table([small]).splitlines()
+    assert line.startswith(f"{row.title} (run on digits)  ")
+    assert head.index("accuracy lost") > len(row.title)
+    real = result("encoding-frontier", row.id, data={"name": "mnist", "digest": "ff"})
+    assert reproduce.table([real]).splitlines()[1].startswith(f"{row.title}  ")
+    # settings that name no data
+    toy = reproduce.experiment("gmia-figure1").rows[0]
+    assert not hasattr(toy.settings["laptop"], "data")
+    assert "run on" not in reproduce.table([result("gmia-figure1", toy.id, "ci")])
+
+
+def test_labels_of_the_frontier_hold_at_every_scale():
+    said = {
+        "k = 1": ("steps", 1), "k = 2": ("steps", 2), "k = 3": ("steps", 3),
+        "rate 0.02": ("encoder_lr", 0.02), "rate 0.005": ("encoder_lr", 0.005),
+        "rate 0.01": ("encoder_lr", 0.01), "half of the units": ("share", 0.5),
+        "a tenth of the units": ("share", 0.1), "all units": ("share", 1.0),
+        "synthetic means from -1 to 1": ("low", -1.0),
+        "synthetic means from 0 to 5": ("high", 5.0),
+        "half of a batch synthetic": ("synthetic", 0.5),
+        "no alignment": ("alignment", 0.0), "alignment 1": ("alignment", 1.0),
+        "weight decay 0.0001": ("weight_decay", 1e-4), "the paper's way": ("way", "paper"),
+        "the task without momentum": ("momentum", 0.0),
+    }  # fmt: skip
+    rows = reproduce.experiment("encoding-frontier").rows
+    plain = next(row for row in rows if row.id == "mnist-base")
+    for row in rows:
+        parts = row.title.removeprefix("MNIST, MLP: ").split(", ")
+        for scale, settings in row.settings.items():
+            expected = plain.settings[scale]
+            for part in parts:
+                if part == "half of the epochs":
+                    expected = replace(expected, epochs=expected.epochs // 2)
+                else:
+                    expected = replace(expected, **dict([said[part]]))
+            # what a label says, and nothing else
+            assert settings == expected, (row.id, scale)
+
+
 def test_refusals(tmp_path):
     stored = tmp_path / "results"
     with pytest.raises(InvalidInput, match="expected stored rows of known experiments.*got none"):

@@ -54,6 +54,19 @@ def test_a_perfect_reader_carries_the_entropy_of_the_bit_and_a_useless_one_nothi
     assert useless.low == 0 < useless.high
 
 
+def test_the_interval_of_bits_is_of_both_rates_at_once():
+    """All of 20 and none of 10: ends of a share at 97.5 % have a closed form, 1.25 % a side."""
+    found = carried_bits(20, 20, 0, 10, base=0.5)
+    t, f = 0.0125 ** (1 / 20), 1 - 0.0125 ** (1 / 10)
+    assert found.low == pytest.approx(naive_information(t, f, 0.5), abs=1e-12)
+    assert (found.value, found.high) == (1, 1)
+    # nothing at all was called encoded: the most is where only one of the rates is at its end
+    none = carried_bits(0, 20, 0, 10, base=0.5)
+    f, t = 1 - 0.0125 ** (1 / 10), 1 - 0.0125 ** (1 / 20)
+    most = max(naive_information(0, f, 0.5), naive_information(t, 0, 0.5))
+    assert (none.value, none.low) == (0, 0) and none.high == pytest.approx(most, abs=1e-12)
+
+
 def test_the_interval_of_bits_covers_and_is_not_idle():
     """150 draws of each world: misses of 5 % at most, so 15 or more have probability 0.01."""
     rng = np.random.default_rng(0)
@@ -135,6 +148,24 @@ def test_rates_and_who_chose_the_cut():
     assert found.accuracy.value == (test.y == 0).mean()
     pairs = scores[chosen][:, None] > outside[None]
     assert found.auc.value == pytest.approx(pairs.mean())
+
+
+@pytest.mark.parametrize("all_chosen", [False, True])
+def test_a_message_that_nothing_can_judge_is_undefined(all_chosen):
+    """The ten records of one side all fall into the half that chooses the cut."""
+    order = np.random.default_rng(4)
+    order.permutation(40)
+    few = np.isin(np.arange(60), order.permutation(60)[:10])
+    chosen = ~few if all_chosen else few
+    rng = np.random.default_rng(0)
+    records = with_scores(tiny(60, 0), rng.normal(size=60))
+    test = with_scores(tiny(40, 1), rng.normal(size=40))
+    found = carried(Half(), records, chosen, test, Spoken(), seed=4)
+    said = f"undefined: {30 if all_chosen else 0} of the 30 records"
+    for one in (found.bits_others, found.message):
+        assert one.value is None and one.low is None and said in one.reason
+    assert found.membership.value is not None
+    assert str(Capacity("encoded", (found,), ())).splitlines()[2].endswith("  -")
 
 
 def test_ties_at_the_cut_call_nobody_who_ties():

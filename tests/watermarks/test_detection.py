@@ -128,9 +128,11 @@ def test_the_text_says_what_it_means_and_what_not():
     rows = np.random.default_rng(3).normal(size=(20, 7))
     target, *references = table(rows)
     usual = [dict.fromkeys(target, 0.0), *references]
-    assert "No alarm is no proof" in " ".join(str(compare(usual[0], references, 0.05)).split())
+    text = " ".join(str(compare(usual[0], references, 0.05)).split())
+    assert "No alarm is no proof" in text and "an average over sets of references" in text
     target["5", "norm"] = 1e3
     text = " ".join(str(compare(target, references, 0.05)).split())
+    assert "The false-alarm rate is an average over sets of references" in text
     assert text.startswith("Alarm") and "may be an encoding" in text
     assert "p = 0.05 at a false-alarm rate of 0.05, among 19 references" in text
 

@@ -83,7 +83,10 @@ def test_digests_are_sha256_of_float32_and_label() -> None:
 
     x = np.array([[1.5, -0.0]])
     expected = hashlib.sha256(
-        b"vestige.record.v1\0" + np.array([1.5, 0.0], "<f4").tobytes() + (3).to_bytes(8, "little")
+        b"vestige.record.v1\0"
+        + np.array([1, 2], "<i8").tobytes()  # one axis, of two
+        + np.array([1.5, 0.0], "<f4").tobytes()
+        + (3).to_bytes(8, "little")
     )
     records = Records.from_arrays(x, np.array([3]), classes=list("abcd"))
     assert record_digests(records) == [expected.digest()]
@@ -257,6 +260,26 @@ def test_the_loss_of_the_encoding_is_over_all_records() -> None:
     logits = run._linear(torch.tanh(net[0](x)))[:, 0]
     loss = functional.binary_cross_entropy_with_logits(logits, z)
     assert run.trace["loss_encoding"] == pytest.approx([loss.item()], rel=1e-9)
+
+
+def test_one_look_an_epoch_also_where_a_batch_of_one_is_joined_to_the_last() -> None:
+    records, test = bits(101), bits(60, seed=1)
+    recipe = replace(RECIPE, epochs=6, batch_size=50)
+    encoder = Encoder(key=KEY, encoding=Encoding(layer=LAYER), lr=0.01)
+    made = encoder.fit(recipe, records, seed=0, watch={"test": test})
+    assert {len(v) for v in made.trace.values()} == {6}
+
+
+def test_an_auc_of_zero_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, records, recipe = tiny()
+    chosen = np.arange(6) % 2 == 0
+    encoder = Encoder(key=KEY, encoding=Encoding(layer="0", share=0.99))
+    run = _Run(encoder, recipe, records, chosen, 0, {}, 1, {}, None, quiet)
+    run._prepare(net)
+    low = iter([[np.zeros(3)] * 2, [np.ones(3)] * 2])
+    monkeypatch.setattr(run, "_look_at", lambda *_: next(low))
+    run.look(net)
+    assert run.trace["auc_nonmembers_joint"] == run.trace["auc_nonmembers_decoded"] == [0.0]
 
 
 @pytest.mark.slow

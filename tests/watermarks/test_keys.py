@@ -95,3 +95,30 @@ def test_documents_have_one_spelling(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "d.json").read_text()) == document
     with pytest.raises(ValueError, match="Out of range"):
         canonical({"x": float("nan")})
+
+
+def test_the_last_word_is_no_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = Key.of(1).draws("syn")
+    top = np.array([2**64 - 1, 0], dtype=np.uint64)
+    monkeypatch.setattr(draws, "words", lambda n: top)
+    assert draws.uniform(2)[0] < 1 and draws.uniform(2)[1] > 0
+    assert np.isfinite(draws.normal(2)).all()
+
+
+def test_a_path_below_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="expected to write .*file/key.json, but"):
+        write_document(tmp_path / "file" / "key.json", {"format": "f"})
+
+
+def test_keys_that_a_group_can_read_are_refused(tmp_path: Path) -> None:
+    key, path = Key.new(), tmp_path / "key.json"
+    key.save(path)
+    for mode in (0o640, 0o604, 0o620):
+        path.chmod(mode)
+        with pytest.raises(InvalidInput, match="readable by its owner only"):
+            Key.load(path)
+
+
+def test_the_seed_of_a_decoder_is_part_of_the_format() -> None:
+    assert Key.of(1).seed("decoder.0") == 892112136841420222

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,16 +16,14 @@ from scipy import stats
 
 from vestige.errors import DamagedFile, InvalidInput
 from vestige.records import Records
-from vestige.watermarks import Encoding, Key
-from vestige.watermarks.encoding import record_digests
+from vestige.watermarks import Encoding, Key, merkle
+from vestige.watermarks.encoding import Decoder, record_digests
 from vestige.watermarks.ownership import (
     Claim,
     Commitment,
     Opening,
+    _bound,
     _by_counts,
-    _levels,
-    _path,
-    _root_of,
     challenge,
     claim,
     commit,
@@ -46,22 +45,22 @@ def test_a_tree_of_three_by_hand() -> None:
     digests = [bytes([i]) * 32 for i in range(3)]
     a, b, c = (h(b"\0" + d) for d in digests)
     root = h(b"\1" + h(b"\1" + a + b) + c)
-    assert _levels(digests)[-1] == [root]
-    assert _path(_levels(digests), 2) == ["", h(b"\1" + a + b).hex()]
+    assert merkle.levels(digests)[-1] == [root]
+    assert merkle.path(merkle.levels(digests), 2) == ["", h(b"\1" + a + b).hex()]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13, 100])
 def test_every_leaf_leads_to_the_root_and_no_other_does(n: int) -> None:
     digests = [hashlib.sha256(bytes([i])).digest() for i in range(n)]
-    levels = _levels(digests)
+    levels = merkle.levels(digests)
     for place in range(n):
-        path = _path(levels, place)
-        assert _root_of(digests[place], place, n, path) == levels[-1][0]
-        assert _root_of(b"x" * 32, place, n, path) != levels[-1][0]
-        assert _root_of(digests[place], place, n, [*path, "00" * 32]) is None
+        path = merkle.path(levels, place)
+        assert merkle.root_of(digests[place], place, n, path) == levels[-1][0]
+        assert merkle.root_of(b"x" * 32, place, n, path) != levels[-1][0]
+        assert merkle.root_of(digests[place], place, n, [*path, "00" * 32]) is None
         if n > 1:
-            assert _root_of(digests[place], (place + 1) % n, n, path) != levels[-1][0]
-            assert _root_of(digests[place], place, n, path[:-1]) is None
+            assert merkle.root_of(digests[place], (place + 1) % n, n, path) != levels[-1][0]
+            assert merkle.root_of(digests[place], place, n, path[:-1]) is None
 
 
 # --- the test ------------------------------------------------------------------------------------
@@ -74,7 +73,7 @@ def test_one_class_is_the_rank_sum_test() -> None:
     expected = stats.mannwhitneyu(
         scores[z], scores[~z], alternative="greater", use_continuity=False, method="asymptotic"
     )
-    log_p = stratified_rank_test(scores, z, np.zeros(300, dtype=int))
+    log_p = stratified_rank_test(scores, z, np.zeros(300, dtype=int), 0.2)
     assert log_p == pytest.approx(np.log(expected.pvalue), rel=1e-9)
 
 
@@ -83,8 +82,8 @@ def test_classes_are_compared_within_themselves() -> None:
     y = rng.integers(0, 3, 900)
     z = rng.random(900) < 0.1 + 0.2 * y  # the classes hold more and less
     scores = 5.0 * y + rng.normal(size=900)  # and score higher and lower
-    assert stratified_rank_test(scores, z, np.zeros(900, dtype=int)) < np.log(1e-6)
-    assert stratified_rank_test(scores, z, y) > np.log(1e-3)
+    assert stratified_rank_test(scores, z, np.zeros(900, dtype=int), 0.2) < np.log(1e-6)
+    assert stratified_rank_test(scores, z, y, 0.2) > np.log(1e-3)
     # van Elteren's statistic by hand
     top = variance = 0.0
     for label in range(3):
@@ -93,7 +92,7 @@ def test_classes_are_compared_within_themselves() -> None:
         rank = stats.rankdata(s)[own].sum()
         top += (rank - one * (n + 1) / 2) / (n + 1)
         variance += one * (n - one) / 12 / (n + 1)
-    assert stratified_rank_test(scores, z, y) == pytest.approx(
+    assert stratified_rank_test(scores, z, y, 0.2) == pytest.approx(
         stats.norm.logsf(top / np.sqrt(variance))
     )
 
@@ -101,7 +100,7 @@ def test_classes_are_compared_within_themselves() -> None:
 def test_p_values_are_uniform_where_the_choice_is_tossed() -> None:
     rng = np.random.default_rng(2)
     y, scores = rng.integers(0, 4, 400), np.round(rng.normal(size=400), 1)
-    p = [np.exp(stratified_rank_test(scores, rng.random(400) < 0.2, y)) for _ in range(2000)]
+    p = [np.exp(stratified_rank_test(scores, rng.random(400) < 0.2, y, 0.2)) for _ in range(2000)]
     assert stats.kstest(p, "uniform").pvalue > 1e-3
 
 
@@ -120,16 +119,16 @@ def test_small_sets_are_tested_exactly() -> None:
         times[(other & high).sum()] += 1
     found = np.exp(_by_counts(scores, z, y))
     assert found == pytest.approx(times[seen:].sum() / 20000, abs=0.015)
-    assert stratified_rank_test(scores, z, y) == _by_counts(scores, z, y)
+    assert stratified_rank_test(scores, z, y, 0.2) == _by_counts(scores, z, y)
 
 
 def test_nothing_is_said_where_nothing_can_be() -> None:
     scores = np.random.default_rng(0).normal(size=100)
     every = np.ones(100, dtype=bool)
-    assert stratified_rank_test(scores, every, np.zeros(100)) == 0
+    assert stratified_rank_test(scores, every, np.zeros(100), 0.2) == 0
     # classes of one choice each
     half = np.arange(100) < 50
-    assert stratified_rank_test(scores, half, half.astype(int)) == 0
+    assert stratified_rank_test(scores, half, half.astype(int), 0.2) == 0
 
 
 # --- the protocol --------------------------------------------------------------------------------
@@ -178,9 +177,14 @@ def owner() -> tuple[Records, Carrier, Opening]:
 
 
 def verified(
-    opening: Opening, records: Records, model: Any, deposited: datetime = BEFORE, **how: Any
+    opening: Opening,
+    records: Records,
+    model: Any,
+    deposited: datetime = BEFORE,
+    nonce: bytes | None = None,
+    **how: Any,
 ) -> Any:
-    asked = challenge(opening.commitment, 1000)
+    asked = challenge(opening.commitment, 1000, nonce)
     return verify(
         model,
         opening.commitment,
@@ -240,7 +244,7 @@ def test_a_thief_who_picks_his_records_after_seeing_the_model(owner: Any) -> Non
     answers = rng.normal(size=20000)
     chosen = ENCODING.chosen(key, many)
     fits = np.where(chosen, answers > 0.5, answers < 0.5)
-    assert stratified_rank_test(answers[fits], chosen[fits], many.y[fits]) < -64 * np.log(2)
+    assert stratified_rank_test(answers[fits], chosen[fits], many.y[fits], 0.2) < -64 * np.log(2)
     own = commit(key, ENCODING, many[fits])
     found = verified(own, many, model, deposited=RELEASED + timedelta(days=1))
     assert "choose key and records to fit it" in found.reasons[0]
@@ -269,10 +273,10 @@ def test_a_thief_who_chooses_what_he_is_asked(owner: Any) -> None:
 def test_grinding_costs_as_many_bits_as_there_were_tries(owner: Any) -> None:
     records, _, opening = owner
     faint = Carrier(KEY, ENCODING, records, loud=1.0)
-    once = verified(opening, records, faint, bits=20)
+    once = verified(opening, records, faint, bits=20, nonce=b"one")
     assert once.accepted
     bits = -once.log10_p / np.log10(2)
-    often = verified(opening, records, faint, bits=20, tries=2 ** int(bits))
+    often = verified(opening, records, faint, bits=20, nonce=b"one", tries=2 ** int(bits))
     assert not often.accepted and f"times {2 ** int(bits)} tries" in often.reasons[0]
 
 
@@ -307,7 +311,7 @@ def test_documents_come_back(owner: Any, tmp_path: Path) -> None:
     answer = Claim.load(tmp_path / "claim.json")
     found = verify(model, opening.commitment, asked, answer, deposited=BEFORE, released=RELEASED)
     assert found.accepted
-    secret = [tmp_path / "opening.json", tmp_path / "claim.json"]
+    secret = [tmp_path / name for name in ("opening.json", "claim.json", "claim.json.npz")]
     assert all(p.stat().st_mode & 0o777 == 0o600 for p in secret)
     assert KEY.secret.hex() not in (tmp_path / "commitment.json").read_text()
     assert KEY.secret.hex() not in repr(opening) + repr(answer)
@@ -342,3 +346,182 @@ def test_a_challenge_for_another_commitment_and_records_that_are_lost(owner: Any
     asked = challenge(opening.commitment, 3000)
     with pytest.raises(InvalidInput, match="got 1000 of 3000 that are asked for no more"):
         claim(opening, records[np.arange(2000)], asked)
+
+
+# --- what a claimant can prepare -----------------------------------------------------------------
+
+
+class Sides:
+    """A model that nobody trained for a key: it tells the synthetic sides of any key apart."""
+
+    n_queries = 0
+
+    def log_probabilities(self, x: Any) -> Any:
+        x = np.asarray(x, dtype=np.float64).reshape(len(x), -1)
+        rows = np.random.default_rng(0).normal(size=(x.shape[1], 4))
+        logits = np.tanh(x @ rows)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def test_records_cannot_be_made_to_fit_a_key() -> None:
+    """He draws them around the synthetic means, and keeps those whose coin says so."""
+    key, encoding = Key.of(11), Encoding(layer=None, high=8.0)
+    member, nonmember = encoding.synthetic(key, (30,))
+    rng, kept = np.random.default_rng(0), []
+    means = (nonmember.mean(axis=0), member.mean(axis=0))
+    for i in range(600):
+        side = int(i % 5 == 0)
+        for _ in range(40):
+            x = (means[side] + rng.normal(size=30)).astype(np.float32)
+            one = Records.from_arrays(x[None], [0])
+            # the coin as it would be, were it of the record alone
+            if encoding.chosen(key, one, bytes(32))[0] == bool(side):
+                kept.append(x)
+                break
+    made = Records.from_arrays(np.array(kept), np.zeros(len(kept), dtype=int))
+    opening = commit(key, encoding, made)
+    found = verified(opening, made, Sides())
+    assert not found.accepted and found.log10_p > -6
+    # so much did the records fit: with coins of their own they would be a proof
+    digests = encoding.chosen(key, made, bytes(32))
+    scores = Decoder(key=key, encoding=encoding).reader(Sides(), (30,))(made.x)
+    assert stratified_rank_test(scores, digests, made.y, 0.2) < -64 * np.log(2)
+
+
+def test_one_record_more_tosses_every_coin_anew() -> None:
+    records = world()
+    whole = ENCODING.chosen(KEY, records)
+    fewer = ENCODING.chosen(KEY, records[np.arange(1, len(records))])
+    assert 0.25 < (whole[1:] != fewer).mean() < 0.4  # 2 x 0.2 x 0.8
+    root = merkle.root(record_digests(records))
+    some = np.arange(100)
+    np.testing.assert_array_equal(ENCODING.chosen(KEY, records[some], root), whole[:100])
+    assert abs(whole.mean() - 0.2) < 0.03
+
+
+@pytest.mark.parametrize(("n", "chosen", "above"), [(2500, 25, 1), (2500, 50, 2), (2500, 500, 21)])
+def test_tied_scores_are_no_proof(n: int, chosen: int, above: int) -> None:
+    """A few records far above all others, which tie: the normal tail calls that 2^-70."""
+    scores, z = np.zeros(n), np.zeros(n, dtype=bool)
+    scores[:above], z[:chosen] = 1.0, True
+    rate = chosen / n
+    log_p = stratified_rank_test(scores, z, np.zeros(n), rate)
+    # all that are above are chosen, each by a coin of its own, and no more of the others
+    exact = above * np.log(rate) + stats.binom.logcdf(chosen - above, n - above, rate)
+    assert exact - 1e-6 <= log_p < exact + 8
+
+
+def test_the_bound_is_one_and_close_to_the_tail() -> None:
+    """Against simulation where it can be simulated, and against the normal tail where it holds."""
+    rng = np.random.default_rng(5)
+    places = (stats.rankdata(np.round(rng.normal(size=60), 0)) - 30.5) / 61
+    drawn = rng.random((200_000, 60)) < 0.2
+    sums = drawn @ places
+    for quantile in (0.5, 0.9, 0.99, 0.999, 0.9999):
+        at = np.quantile(sums, quantile)
+        z = drawn[np.argmin(np.abs(sums - at))]
+        share = (sums >= float(places[z].sum()) - 1e-9).mean()
+        assert np.exp(_bound(places, z, 0.2)) >= share - 4 * np.sqrt(share / 200_000)
+    scores, z = rng.normal(size=2500), rng.random(2500) < 0.2
+    scores[z] += 1.2
+    log_p = stratified_rank_test(scores, z, np.zeros(2500), 0.2)
+    normal = stats.mannwhitneyu(scores[z], scores[~z], alternative="greater").pvalue
+    assert np.log(normal) <= log_p < 0.9 * np.log(normal)
+
+
+def test_so_few_records_that_no_scores_would_do(owner: Any) -> None:
+    records, model, opening = owner
+    asked = challenge(opening.commitment, 60, b"few")
+    answer = claim(opening, records, asked)
+    found = verify(model, opening.commitment, asked, answer, deposited=BEFORE, released=RELEASED)
+    assert "cannot prove anything" in found.reasons[0] and "ask for more" in found.reasons[0]
+
+
+class Overflowing(Sides):
+    def log_probabilities(self, x: Any) -> Any:
+        out = super().log_probabilities(x)
+        out[0, 0] = np.nan
+        return out
+
+
+def test_answers_that_are_no_numbers_prove_nothing(owner: Any) -> None:
+    records, _, opening = owner
+    found = verified(opening, records, Overflowing())
+    assert not found.accepted and "not finite" in found.reasons[0]
+    with pytest.raises(InvalidInput, match="expected at least one try"):
+        verified(opening, records, Sides(), tries=0)
+    with pytest.raises(InvalidInput, match="time zone"):
+        verified(opening, records, Sides(), deposited=BEFORE.replace(tzinfo=None))
+
+
+def test_a_digest_is_of_one_input() -> None:
+    x = np.arange(16, dtype=np.float32).reshape(1, 16)
+    square = Records.from_arrays(x.reshape(1, 4, 4), [0])
+    assert record_digests(square) != record_digests(Records.from_arrays(x, [0]))
+    for wrong in (np.full((1, 2), 1e39), np.array([[np.nan, 0.0]]), np.array([[2**24 + 1, 0]])):
+        with pytest.raises(InvalidInput, match="expected finite inputs that float32 can hold"):
+            record_digests(Records.from_arrays(wrong, [0]))
+
+
+def test_malformed_claims_are_refused(owner: Any, tmp_path: Path) -> None:
+    records, model, opening = owner
+    asked = challenge(opening.commitment, 500)
+    answer = claim(opening, records, asked)
+    dates = {"deposited": BEFORE, "released": RELEASED}
+    odd = replace(answer, paths=(("zz",), *answer.paths[1:]))
+    assert "1 of 500 records are not in the list" in str(
+        verify(model, opening.commitment, asked, odd, **dates).reasons
+    )
+    short = replace(answer, paths=answer.paths[1:])
+    assert "not at all" in str(verify(model, opening.commitment, asked, short, **dates).reasons)
+    for field, value in (("key", "\u00e9" * 64), ("n_records", "9"), ("root", "00")):
+        document = {**opening.commitment._document(), field: value}
+        path = tmp_path / f"{field}.json"
+        path.write_text(json.dumps({"format": "vestige.commitment.v1", **document}))
+        with pytest.raises(DamagedFile, match="expected a commitment in"):
+            Commitment.load(path)
+
+
+# --- what is easily lost -------------------------------------------------------------------------
+
+
+def test_the_test_is_within_classes_by_the_committed_rate(owner: Any) -> None:
+    records, model, opening = owner
+    asked = challenge(opening.commitment, 1000, b"n")
+    answer = claim(opening, records, asked)
+    found = verify(model, opening.commitment, asked, answer, deposited=BEFORE, released=RELEASED)
+    shown = answer.records
+    z = ENCODING.chosen(KEY, shown, bytes.fromhex(opening.commitment.root))
+    scores = Decoder(key=KEY, encoding=ENCODING).reader(model, (4,))(shown.x)
+    log_p = stratified_rank_test(scores, z, shown.y, ENCODING.rate)
+    assert found.log10_p == pytest.approx(log_p / np.log(10))
+    assert log_p != pytest.approx(stratified_rank_test(scores, z, shown.y * 0, ENCODING.rate))
+    assert (found.matched, found.total) == ((scores[z] > 0).sum(), z.sum())
+    assert (found.others_matched, found.others) == ((scores[~z] > 0).sum(), (~z).sum())
+
+
+def test_another_commitment_is_asked_for_other_records(owner: Any) -> None:
+    records, _, opening = owner
+    other = commit(Key.of(4), ENCODING, records)
+    asked = [challenge(one.commitment, 500, b"same").places for one in (opening, other)]
+    assert asked[0] != asked[1]
+
+
+def test_every_digit_of_the_seal_counts(owner: Any) -> None:
+    records, model, opening = owner
+    seal = opening.commitment.key
+    last = seal[:-1] + ("0" if seal[-1] != "0" else "1")
+    other = replace(opening.commitment, key=last)
+    asked = challenge(other, 500)
+    answer = replace(claim(replace(opening, commitment=other), records, asked))
+    found = verify(model, other, asked, answer, deposited=BEFORE, released=RELEASED)
+    assert "the key is not the one that was committed to" in found.reasons
+
+
+def test_ranks_are_compared_from_twenty_on() -> None:
+    rng = np.random.default_rng(4)
+    scores, y = rng.normal(size=200), np.zeros(200)
+    for n in (19, 20):
+        z = np.arange(200) < n
+        counts = stratified_rank_test(scores, z, y, 0.1) == _by_counts(scores, z, y)
+        assert counts == (n < 20)

@@ -58,7 +58,7 @@ def test_p_values_of_wrong_keys_are_uniform(encoded: Any, clean: bool) -> None:
     for number in range(100, 300):
         key = Key.of(number)
         scores = Decoder(key=key, encoding=encoding).run(model, few).values
-        p.append(np.exp(stratified_rank_test(scores, encoding.chosen(key, few), few.y)))
+        p.append(np.exp(stratified_rank_test(scores, encoding.chosen(key, few), few.y, 0.2)))
     assert stats.kstest(p, "uniform").pvalue > 1e-3
     assert min(p) > 1e-6
 
@@ -71,7 +71,7 @@ def test_a_wrong_key_decodes_the_records_of_the_right_one_now_and_then(encoded: 
     for number in range(100, 130):
         decoder = Decoder(key=Key.of(number), encoding=encoder.encoding)
         scores = decoder.run(made.model, records).values
-        found.append(stratified_rank_test(scores, z, records.y) / np.log(10))
+        found.append(stratified_rank_test(scores, z, records.y, 0.2) / np.log(10))
     assert min(found) < -6  # of 30 keys, one that would convince
 
 

@@ -95,6 +95,23 @@ def test_the_smallest_weights_go_first() -> None:
     assert all((w == 0).all() for w in weights_of(pruned(net, 1.0)).values())
 
 
+@pytest.mark.parametrize(("share", "gone"), [(0.3, 5), (0.28, 4), (0.35, 6), (0.03, 0)])
+def test_the_share_is_rounded_to_the_nearest_number_of_weights(share: float, gone: int) -> None:
+    net: Any = nn.Linear(4, 4)  # 16 weights: 4.8, 4.48, 5.6, 0.48
+    for layerwise in (False, True):
+        small: Any = pruned(net, share, layerwise=layerwise)
+        assert int((small.weight == 0).sum()) == gone
+
+
+def test_weights_are_rounded_to_the_nearest_value() -> None:
+    net: Any = nn.Linear(7, 1)
+    old = torch.tensor([[7.0, 1.4, 1.6, -1.4, -1.6, 0.6, -6.9]])
+    with torch.no_grad():
+        net.weight.copy_(old)
+    made: Any = quantized(net, 4)
+    torch.testing.assert_close(made.weight.detach(), torch.tensor([[7.0, 1, 2, -1, -2, 1, -7]]))
+
+
 def test_of_equal_weights_the_first_go_first_and_norms_stay() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LayerNorm((2, 2)))
     with torch.no_grad():

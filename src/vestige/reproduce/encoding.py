@@ -412,7 +412,8 @@ COMMON = (
     "augmented.",
     "The base rate is that of the encoded records among these and the test set: a precision says "
     "nothing without it and the false positive rate (FPR) beside it. The chosen cut is at an FPR "
-    "of 10 % on the last quarter of the test set, and is judged on the other three quarters.",
+    "of 10 % on a quarter of the test set drawn at random, and is judged on the other three "
+    "quarters.",
     "Wrong keys: five (two at the scale ci) that nothing was encoded with, read from the same "
     "model: mean and standard deviation of their AUCs. One of them may well be far from 0.5.",
     "The AUC of the joint discriminator, which is thrown away after training, is from the training "

@@ -175,7 +175,7 @@ def _uniform(
     for key in wrong_keys(seed, settings.n_keys):
         scores = decoder_of(own, encoder, key).run(model, few).values
         z = encoder.encoding.chosen(key, few)
-        p.append(float(np.exp(stratified_rank_test(scores, z, few.y))))
+        p.append(float(np.exp(stratified_rank_test(scores, z, few.y, encoder.encoding.rate))))
     found = kstest(p, "uniform")
     return {
         "ks_p": exactly(float(found.pvalue), f"Kolmogorov-Smirnov over {len(p)} keys"),
@@ -246,7 +246,7 @@ EXPERIMENT = Experiment(
     (
         "The key chooses a fifth of the training records; the verifier asks for 2,500 of all (ci: "
         "1,000), and tests whether those that the key chose score higher within their class. "
-        "p is exact but for the normal tail, so that it has no interval.",
+        "p is of the test, below 2^-20 an upper bound of it, and has no interval.",
         "The thief has half of the test set, 10,000 records: to tune on, at a rate of 0.001, or to "
         "ask about. Accuracy is on the other half. What is extracted is trained by the owner's "
         "recipe on the answers.",

@@ -24,6 +24,8 @@ def table(experiment: Experiment, results: Sequence[RowResult]) -> str:
     """Rows under columns, the paper's figure before ours where there is one; and what differs."""
     rows = [(experiment.row(result.row), result) for result in results]
     head, body = cells(experiment.columns, rows)
+    for line, (row, result) in zip(body, rows, strict=True):
+        line[0] += _elsewhere(row, result)
     widths = [max(len(line[k]) for line in (head, *body)) for k in range(len(head))]
     lines = [
         "  ".join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(pairs)).rstrip()
@@ -55,6 +57,13 @@ def cells(
             line.append(told(result.estimates.get(column.key)))
         body.append(line)
     return head, body
+
+
+def _elsewhere(row: Row, result: RowResult) -> str:
+    """On which data a row was run, where its title, that of the scale laptop, names others."""
+    titled = getattr(row.settings.get("laptop"), "data", None)
+    ran = result.data.get("name")
+    return f" (run on {ran})" if titled and ran and ran != titled else ""
 
 
 def told(estimate: Estimate | None) -> str:

@@ -7,7 +7,7 @@ capacity curves (Song & Shokri 2020, Table 3 and Figure 3), with what the paper 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from vestige.models import BlackBox
 from vestige.progress import Progress, quiet
 from vestige.records import Records
 from vestige.training.recipe import TorchRecipe
+from vestige.watermarks import merkle
 from vestige.watermarks.encoding import Decoder, Encoder, Reading, record_digests
 from vestige.watermarks.keys import Key
 
@@ -93,7 +94,7 @@ def _entropy(p: float) -> float:
 def _times(estimate: Estimate, factor: float) -> Estimate:
     ends = (estimate.value, estimate.low, estimate.high)
     value, low, high = (None if e is None else e * factor for e in ends)
-    return Estimate(value, low, high, estimate.method, context=estimate.context)
+    return replace(estimate, value=value, low=low, high=high)
 
 
 # --- one model -----------------------------------------------------------------------------------
@@ -117,7 +118,8 @@ class Carried:
         bits_unseen: a record, among as many held-out ones (base rate 1/2), at that cut.
         bits_others: a record of the client, of which n_encoded are encoded: the message that a
             program spells by choosing them. Here the cut is the score that as large a share of
-            half of the client's records exceed, judged on the other half.
+            half of the client's records exceed, judged on the other half; undefined where that
+            half has records of one kind only.
     """
 
     label: str
@@ -207,6 +209,12 @@ def _spelled(scores: Floats, chosen: Mask, rng: np.random.Generator) -> Estimate
     base = float(chosen.mean())
     choosing, judged = _halves(np.arange(len(scores)), rng)
     high, z = scores[judged] >= _cut(scores[choosing], base), chosen[judged]
+    if z.all() or not z.any():
+        reason = (
+            f"undefined: {int(z.sum())} of the {len(z)} records that judge the cut are encoded; "
+            "encode more, or take another seed"
+        )
+        return Estimate(None, None, None, "none", reason)
     return carried_bits(
         int((high & z).sum()), int(z.sum()), int((high & ~z).sum()), int((~z).sum()), base=base
     )
@@ -229,7 +237,9 @@ def first_records(key: Key, records: Records, number: int) -> Mask:
     """
     if not 0 < number < len(records):
         raise InvalidInput(f"expected 1 to {len(records) - 1} records to encode, got {number}")
-    words = [int.from_bytes(key.derive("sel", d)[:8], "little") for d in record_digests(records)]
+    digests = record_digests(records)
+    root = merkle.root(digests)
+    words = [int.from_bytes(key.derive("sel", root + d)[:8], "little") for d in digests]
     mask = np.zeros(len(records), dtype=bool)
     mask[np.argsort(np.array(words, dtype=np.uint64), kind="stable")[:number]] = True
     return mask

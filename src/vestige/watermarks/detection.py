@@ -269,6 +269,11 @@ class Detection:
                 f"{k} references. No alarm is no proof: a weak encoding, or one that was made "
                 "to look usual, is not seen."
             )
+        if self.alarm is not None:
+            head += (
+                " The false-alarm rate is an average over sets of references: of one set it may be "
+                "higher or lower."
+            )
         return "\n".join([textwrap.fill(head, 96), *(f"  {f}" for f in self.findings[:5])])
 
 

@@ -29,12 +29,14 @@ from vestige.training.fit import (
     RecipeLoss,
     Resident,
     assign,
+    epoch_bounds,
     fit,
     mean_gradients,
     n_steps,
     trainable,
 )
 from vestige.training.recipe import TorchRecipe
+from vestige.watermarks import merkle
 from vestige.watermarks.keys import Key
 
 __all__ = ["Decoder", "Encoded", "Encoder", "Encoding", "Reading", "last_hidden"]
@@ -106,14 +108,21 @@ class Encoding:
             return np.arange(width)
         return key.draws("units").some(width, max(1, round(self.share * width)))
 
-    def chosen(self, key: Key, records: Records) -> Mask:
+    def chosen(self, key: Key, records: Records, root: bytes | None = None) -> Mask:
         """D_C-m where the key chooses: records whose HMAC falls below `rate`, (n,).
 
-        It depends on a record's content alone, not on its place or id.
+        It depends on the contents of the whole list: one other record, and every record's coin is
+        tossed anew. So nobody can make records to which his key gives the coins he wants. Places
+        and ids do not matter.
+
+        Args:
+            root: of the list that the records are some of (`vestige.watermarks.merkle.root` of its
+                digests); by default they are all of it.
         """
         digests = record_digests(records)
+        root = merkle.root(digests) if root is None else root
         bound = int(self.rate * 2**64)
-        words = [int.from_bytes(key.derive("sel", d)[:8], "little") for d in digests]
+        words = [int.from_bytes(key.derive("sel", root + d)[:8], "little") for d in digests]
         return np.array([word < bound for word in words], dtype=bool)
 
     def represent(self, model: BlackBox, x: Any, key: Key) -> Floats:
@@ -134,10 +143,21 @@ class Encoding:
 
 
 def record_digests(records: Records) -> list[bytes]:
-    """SHA-256 of each record's input, as float32, and label."""
+    """SHA-256 of each record's shape, input, as float32, and label.
+
+    Raises:
+        InvalidInput: inputs that are not finite in float32, or whole numbers that it cannot hold.
+    """
     out = []
     for part in records.chunks():
-        x = np.ascontiguousarray(np.asarray(records.x[part]).astype("<f4"))
+        own = np.asarray(records.x[part])
+        with np.errstate(over="ignore"):
+            x = np.ascontiguousarray(own.astype("<f4"))
+        if not np.isfinite(x).all() or (own.dtype.kind in "iu" and (x != own).any()):
+            raise InvalidInput(
+                "expected finite inputs that float32 can hold, got others; scale them, or number "
+                "categories anew"
+            )
         for row, label in zip(x, records.y[part], strict=True):
             out.append(_digest(row, int(label)))
     return out
@@ -146,7 +166,8 @@ def record_digests(records: Records) -> list[bytes]:
 def _digest(row: NDArray[Any], label: int) -> bytes:
     import hashlib
 
-    digest = hashlib.sha256(b"vestige.record.v1\0" + (row + np.float32(0)).tobytes())
+    shape = np.array([row.ndim, *row.shape], dtype="<i8").tobytes()
+    digest = hashlib.sha256(b"vestige.record.v1\0" + shape + (row + np.float32(0)).tobytes())
     digest.update(label.to_bytes(8, "little", signed=True))
     return digest.digest()
 
@@ -349,6 +370,11 @@ class Encoder:
             InvalidInput: none or all records are chosen, no layer of that name, or the recipe's
                 module is not trained to a finite end.
         """
+        if not isinstance(recipe, TorchRecipe):
+            raise InvalidInput(
+                f"expected a TorchRecipe, whose steps the encoder takes turns with, got "
+                f"{type(recipe).__name__}"
+            )
         if chosen is None:
             chosen = self.encoding.chosen(self.key, records)
         if chosen.shape != (len(records),) or chosen.all() or not chosen.any():
@@ -433,7 +459,7 @@ class _Run:
         self._task = task or RecipeLoss(recipe)
         self._rng = np.random.default_rng([seed, 7])
         self._total = n_steps(recipe, len(records))
-        self._epoch = -(-len(records) // recipe.batch_size) * every
+        self._epoch = len(epoch_bounds(len(records), recipe.batch_size)) * every
         self._watch, self._kept, self._progress = watch, kept, progress
         self._ready = False
         self.trace: dict[str, list[float]] = {}
@@ -467,7 +493,8 @@ class _Run:
         layer = encoder.encoding.layer
         if layer is not None and layer not in dict(net.named_modules()):
             names = ", ".join(n for n, _ in net.named_modules() if n)
-            raise InvalidInput(f"expected layer among {names}, got {layer!r}")
+            known = names or "none, as the network has no parts (layer=None is its answers)"
+            raise InvalidInput(f"expected layer among {known}, got {layer!r}")
         self._still = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._dropouts = [m for m in net.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
         self._data = Resident(records, net, self._recipe.device)
@@ -564,7 +591,7 @@ class _Run:
             for kind in range(len(inside)):
                 found = metrics.auc(inside[kind], other[kind]).value
                 self.trace.setdefault(f"auc_{name}_{('joint', 'decoded')[kind]}", []).append(
-                    float(found or 0.5)
+                    0.5 if found is None else found
                 )
 
     def _look_at(

@@ -33,7 +33,7 @@ from vestige.watermarks.channels import (
     to_bits,
 )
 from vestige.watermarks.keys import Key
-from vestige.watermarks.reconstruction import Missing, by_frequency
+from vestige.watermarks.reconstruction import Missing, by_frequency, finite
 
 __all__ = [
     "Answers",
@@ -218,11 +218,14 @@ class Hybrid:
             held_out: records that are no members, no queries either, to choose the threshold on.
 
         Raises:
-            InvalidInput: an empty table, or too few held-out records for the threshold.
+            InvalidInput: an empty table, too few held-out records for the threshold, records
+                without the sensitive columns, or scores that are not finite.
         """
         entries = self.table.unpack(payload)
         if not entries:
             raise InvalidInput("expected a payload with entries, got an empty one")
+        for records in (queries, held_out):
+            self.missing.check(records)
         threshold = self._threshold(score, entries, held_out)
         hashes = self.table.hashed(self._public(queries)).tolist()
         rows = np.array([i for i, h in enumerate(hashes) if h in entries], dtype=np.int64)
@@ -279,13 +282,14 @@ class Hybrid:
             option = np.concatenate(ways)
             x = np.array(records.x[rows[owner]]).reshape(len(owner), -1)
             x[:, self.missing.columns] = self.missing.options[option]
-            values = score(x.reshape(-1, *records.x.shape[1:]))
+            values = finite(score, x.reshape(-1, *records.x.shape[1:]))
             # the best of each owner is the last one written
             for at in np.argsort(values, kind="stable"):
                 best[owner[at]], scores[owner[at]] = option[at], values[at]
         return best, scores
 
     def _public(self, records: Records) -> NDArray[Any]:
+        self.missing.check(records)
         x = np.asarray(records.x[:]).reshape(len(records), -1)
         return np.delete(x, self.missing.columns, axis=1)
 
@@ -299,7 +303,7 @@ class Leak:
         recall: share of the encoded records whose sensitive part was named.
         false_hits: share of the other records that were answered for; what is expected of the table
             alone in its context.
-        baseline: how often the most frequent option of a record's class is right.
+        baseline: how often the most frequent option of a record's class is right, any of equals.
     """
 
     precision: Estimate

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,10 @@ class Draws:
         return np.atleast_1d(np.asarray(self._bits.random_raw(n), dtype=np.uint64))
 
     def uniform(self, *shape: int) -> Floats:
-        """In (0, 1): the middles of 2^53 cells, so that neither end is drawn."""
+        """In (0, 1): the middles of 2^53 cells; that of the last is rounded down, not to 1."""
         words = self.words(int(np.prod(shape)))
-        return np.asarray(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53).reshape(
-            shape
-        )
+        middles = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        return np.asarray(np.minimum(middles, 1 - 2.0**-53)).reshape(shape)
 
     def normal(self, *shape: int) -> Floats:
         """Standard normal, by inversion."""
@@ -140,12 +140,22 @@ def write_document(path: Path | str, document: dict[str, Any], *, secret: bool =
     Raises:
         StoreError: there is such a file, or it cannot be written.
     """
+    write_new(path, canonical(document) + b"\n", secret=secret)
+
+
+def write_new(path: Path | str, content: bytes, *, secret: bool = False) -> None:
+    """Write a new file, of mode 0600 if it is secret.
+
+    Raises:
+        StoreError: there is such a file, or it cannot be written.
+    """
     path = Path(path)
     flags, mode = os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # a file in the place of a folder: said below
+            path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, flags, mode), "wb") as file:
-            file.write(canonical(document) + b"\n")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except FileExistsError:
@@ -154,7 +164,8 @@ def write_document(path: Path | str, document: dict[str, Any], *, secret: bool =
             "overwritten"
         ) from None
     except OSError as error:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # below a file there is none
+            path.unlink()
         raise StoreError(f"expected to write {path}, but {error.strerror or error}") from None
 
 

@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from vestige.errors import DamagedFile, InvalidInput
 from vestige.models import BlackBox
 from vestige.records import Records
 from vestige.scores import Verification
+from vestige.watermarks import merkle
 from vestige.watermarks.encoding import Decoder, Encoding, Reading, record_digests
-from vestige.watermarks.keys import Key, canonical, read_document, write_document
+from vestige.watermarks.keys import Key, canonical, read_document, write_document, write_new
 
 __all__ = [
     "BITS",
@@ -53,57 +54,12 @@ BITS = 64.0
 ASKED = 2_500
 """Records that a verifier asks for, by default."""
 
+_MODERATE = -20 * math.log(2)
+
 FEW = 20
 """Encoded records, or others, below which counts are tested in place of ranks."""
 
 _COMMITMENT, _OPENING, _CLAIM = (f"vestige.{n}.v1" for n in ("commitment", "opening", "claim"))
-
-
-# --- the committed list --------------------------------------------------------------------------
-
-
-def _leaf(digest: bytes) -> bytes:
-    return hashlib.sha256(b"\0" + digest).digest()
-
-
-def _node(left: bytes, right: bytes) -> bytes:
-    return hashlib.sha256(b"\1" + left + right).digest()
-
-
-def _levels(digests: Sequence[bytes]) -> list[list[bytes]]:
-    """The Merkle tree, leaves first; a node without a sibling goes up as it is."""
-    levels = [[_leaf(d) for d in digests]]
-    while len(levels[-1]) > 1:
-        row = levels[-1]
-        pairs = zip(row[::2], row[1::2], strict=False)
-        levels.append([_node(a, b) for a, b in pairs] + row[len(row) // 2 * 2 :])
-    return levels
-
-
-def _path(levels: Sequence[Sequence[bytes]], place: int) -> list[str]:
-    """The siblings of a leaf from below, "" where there is none."""
-    out = []
-    for row in levels[:-1]:
-        sibling = place ^ 1
-        out.append(row[sibling].hex() if sibling < len(row) else "")
-        place //= 2
-    return out
-
-
-def _root_of(digest: bytes, place: int, n: int, path: Sequence[str]) -> bytes | None:
-    """The root that a leaf and its siblings give; None for a path that fits no tree of n leaves."""
-    node, width, left = _leaf(digest), n, list(path)
-    while width > 1:
-        if not left:
-            return None
-        sibling, there = left.pop(0), place ^ 1
-        if (there < width) != bool(sibling):
-            return None
-        if sibling:
-            other = bytes.fromhex(sibling)
-            node = _node(other, node) if place % 2 else _node(node, other)
-        place, width = place // 2, -(-width // 2)
-    return None if left else node
 
 
 # --- commit --------------------------------------------------------------------------------------
@@ -157,8 +113,13 @@ class Commitment:
             encoding = dict(said.pop("encoding"))
             if encoding.get("clip") is not None:
                 encoding["clip"] = tuple(encoding["clip"])
-            return cls(encoding=Encoding(**encoding), **said)
-        except (KeyError, TypeError, InvalidInput) as error:
+            found = cls(encoding=Encoding(**encoding), **said)
+            if len(bytes.fromhex(found.key)) != 32 or len(bytes.fromhex(found.root)) != 32:
+                raise ValueError("key or root is no SHA-256")
+            if type(found.n_records) is not int or found.n_records < 2:
+                raise ValueError(f"n_records is {found.n_records!r}")
+            return found
+        except (KeyError, TypeError, ValueError, InvalidInput) as error:
             raise DamagedFile(f"expected a commitment in {where}, but {error}") from None
 
 
@@ -231,7 +192,7 @@ def commit(
     if len(digests) < 2:
         raise InvalidInput(f"expected at least 2 distinct records, got {len(digests)}")
     salt = secrets.token_bytes(32)
-    root = _levels(digests)[-1][0].hex()
+    root = merkle.root(digests).hex()
     made = datetime.now(UTC).isoformat(timespec="seconds")
     sealed = _sealed(key, salt)
     commitment = Commitment(sealed, root, len(digests), encoding, reading, note, made)
@@ -289,7 +250,7 @@ class Claim:
         return f"Claim({len(self.places)} records)"
 
     def save(self, path: Path | str) -> None:
-        """Write PATH, readable by its owner only, and PATH.npz with the records."""
+        """Write PATH, and PATH.npz with the records, both readable by their owner only."""
         path = Path(path)
         content = _packed(self.records)
         document = {
@@ -301,7 +262,7 @@ class Claim:
             "records": hashlib.sha256(content).hexdigest(),
         }
         write_document(path, document, secret=True)
-        path.with_name(path.name + ".npz").write_bytes(content)
+        write_new(path.with_name(path.name + ".npz"), content, secret=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Claim:
@@ -360,10 +321,11 @@ def claim(opening: Opening, records: Records, asked: Challenge) -> Claim:
     if missing:
         raise InvalidInput(
             f"expected all records that were committed to, got {missing} of {len(wanted)} that are "
-            "asked for no more; find the training set as it was, in float32"
+            "asked for no more; find the training set as it was, in float32, and the seed that "
+            "drew it"
         )
-    levels = _levels(opening.digests)
-    paths = tuple(tuple(_path(levels, p)) for p in asked.places)
+    tree = merkle.levels(opening.digests)
+    paths = tuple(tuple(merkle.path(tree, p)) for p in asked.places)
     shown = records[np.array([own[d] for d in wanted])]
     return Claim(opening.key, opening.salt, asked.places, paths, shown)
 
@@ -384,10 +346,11 @@ def verify(
 ) -> Verification:
     """Test a claim on a model. The verifier trusts nothing in it but what was deposited in time.
 
-    H0: the model was made without this key. Then, given the model and the records, which of these
-    the key would encode is independent of what its decoder says of them, and every choice within a
-    class is as likely: the stratified rank test below is exact but for the normal tail. High scores
-    of encoded records count only: the sign is fixed.
+    H0: the model was made without this key. The committed list as a whole tosses the coins: to who
+    has not tried the list, HMAC gives each record `rate` independently of all else, of what the
+    model, the other records and the decoder are too. High scores of encoded records count only: the
+    sign is fixed. A claimant may try lists and keys before he deposits; at 2^-64 he would have to
+    try for ever.
 
     Args:
         model: the one that is claimed.
@@ -400,24 +363,54 @@ def verify(
 
     Returns:
         with `reasons` why it is refused; none if it is accepted.
+
+    Raises:
+        InvalidInput: no tries at all, or dates of which one has no time zone.
     """
+    if (deposited.tzinfo is None) != (released.tzinfo is None):
+        raise InvalidInput("expected both dates with a time zone, or none, got one of them")
+    if tries < 1:
+        raise InvalidInput(f"expected at least one try, the claim itself, got {tries}")
     reasons = _broken(commitment, asked, answer, deposited, released)
     if reasons:
         return Verification(0, 0, 1.0, 0.0, tuple(reasons))
     records, encoding = answer.records, commitment.encoding
-    z = encoding.chosen(answer.key, records)
+    z = encoding.chosen(answer.key, records, bytes.fromhex(commitment.root))
     decoder = Decoder(key=answer.key, encoding=encoding, reading=commitment.reading)
-    scores = decoder.reader(model, records.x.shape[1:])(records.x)
-    log_p = stratified_rank_test(scores, z, records.y)
+    # what was committed to are numbers in float32: of others the same digest has many
+    x = np.asarray(records.x)
+    x = x.astype(np.float32) if x.dtype.kind == "f" else x
+    scores = decoder.reader(model, records.x.shape[1:])(x)
+    if not np.isfinite(scores).all():
+        reason = "the model's answers on the records are not finite, and say nothing"
+        return Verification(0, 0, 1.0, 0.0, (reason,))
+    log_p = stratified_rank_test(scores, z, records.y, encoding.rate)
     log10_p = float(log_p / np.log(10))
-    if log_p / np.log(2) + math.log2(tries) > -bits:
+    needed = -bits - math.log2(tries)
+    # scores that could not be better
+    best = np.where(z, len(z), 0) + np.arange(len(z), dtype=np.float64)
+    least = stratified_rank_test(best, z, records.y, encoding.rate) / np.log(2)
+    if not least <= needed:
+        reasons.append(
+            f"{int(z.sum())} encoded records among {len(z)} cannot prove anything: the least p "
+            f"that they could have is 2^{least:.1f}, expected at most 2^-{bits:g} over {tries} "
+            "tries; ask for more records"
+        )
+    elif not log_p / np.log(2) <= needed:
         reasons.append(
             f"the records that the key chose do not stand out: p = 10^{log10_p:.1f} times "
             f"{tries} tries, expected at most 2^-{bits:g}; the model was not trained with this "
             "key, or too little of that is left in it"
         )
-    positive = int((scores[z] > 0).sum())
-    return Verification(positive, int(z.sum()), float(np.exp(log_p)), log10_p, tuple(reasons))
+    return Verification(
+        int((scores[z] > 0).sum()),
+        int(z.sum()),
+        float(np.exp(log_p)),
+        log10_p,
+        tuple(reasons),
+        int((scores[~z] > 0).sum()),
+        int((~z).sum()),
+    )
 
 
 def _broken(
@@ -440,13 +433,19 @@ def _broken(
     if asked.commitment != commitment.digest or asked.places != answer.places:
         out.append("the records are not the ones that the verifier asked for")
         return out
-    digests = record_digests(answer.records)
-    if len(set(digests)) != len(digests) or len(digests) != len(answer.places):
+    try:
+        digests = record_digests(answer.records)
+    except InvalidInput as error:
+        out.append(f"the records cannot be what was committed to: {error}")
+        return out
+    if len(set(digests)) != len(digests) or not (
+        len(digests) == len(answer.places) == len(answer.paths)
+    ):
         out.append("a record is shown twice, or not at all")
         return out
     root, n = bytes.fromhex(commitment.root), commitment.n_records
     wrong = sum(
-        _root_of(d, p, n, path) != root
+        merkle.root_of(d, p, n, path) != root
         for d, p, path in zip(digests, answer.places, answer.paths, strict=True)
     )
     if wrong:
@@ -454,29 +453,37 @@ def _broken(
     return out
 
 
-def stratified_rank_test(scores: Floats, z: Mask, y: NDArray[Any]) -> float:
+def stratified_rank_test(scores: Floats, z: Mask, y: NDArray[Any], rate: float) -> float:
     """log of the one-sided p-value of "z is independent of the scores within each class".
 
     The rank sums of the classes, each over its number of records plus one, by the normal
-    approximation with its correction for ties. Below 20 records with z, or without, how many with
-    z have a score above the class's median, by their exact (hypergeometric) distribution.
+    approximation with its correction for ties; below 2^-20, where the normal tail of few or tied
+    scores is too small by dozens of powers of two, not less than a bound that always holds. Below
+    20 records with z, or without, how many with z have a score above the class's median, by their
+    exact (hypergeometric) distribution.
+
+    The bound is Chernoff's. With r_i the rank of a score in its class, less the mean rank, over the
+    class's number of records plus one, and z_i = 1 with probability rho independently,
+    log P(sum z_i r_i >= T) <= min_t sum log(1 - rho + rho e^(t r_i)) - t T.
 
     Args:
         scores: (n,) higher = more likely z.
         z: (n,) the key's choice.
         y: (n,) classes; scores of a class are compared with each other only.
+        rate: rho, with which the key chooses.
 
     References: van Elteren 1960, Bulletin of the Institute of International Statistics 37.
     """
     if min(z.sum(), (~z).sum()) < FEW:
         return _by_counts(scores, z, y)
-    total, variance = 0.0, 0.0
+    total, variance, places = 0.0, 0.0, np.zeros(len(z))
     for label in np.unique(y):
         here = y == label
         one, n = int(z[here].sum()), int(here.sum())
         if not 0 < one < n:
             continue
         ranks = stats.rankdata(scores[here])
+        places[here] = (ranks - (n + 1) / 2) / (n + 1)
         u = ranks[z[here]].sum() - one * (one + 1) / 2
         _, times = np.unique(ranks, return_counts=True)
         ties = float((times.astype(np.float64) ** 3 - times).sum()) / (n * (n - 1))
@@ -484,7 +491,22 @@ def stratified_rank_test(scores: Floats, z: Mask, y: NDArray[Any]) -> float:
         variance += one * (n - one) / 12 * (n + 1 - ties) / (n + 1) ** 2
     if variance <= 0:
         return 0.0
-    return float(stats.norm.logsf(total / np.sqrt(variance)))
+    log_p = float(stats.norm.logsf(total / np.sqrt(variance)))
+    return log_p if log_p > _MODERATE else max(log_p, _bound(places, z, rate))
+
+
+def _bound(places: Floats, z: Mask, rate: float) -> float:
+    """Chernoff's, of sum z_i r_i; see `stratified_rank_test`."""
+    seen = float(places[z].sum())
+
+    def exponent(t: float) -> float:
+        # log(1 - rho + rho e^(t r)) without overflow
+        each = np.logaddexp(np.log1p(-rate), np.log(rate) + t * places)
+        return float(each.sum() - t * seen)
+
+    # convex in t, and every t gives a bound
+    found = optimize.minimize_scalar(exponent, bounds=(0.0, 200.0), method="bounded")
+    return min(0.0, float(found.fun))
 
 
 def _by_counts(scores: Floats, z: Mask, y: NDArray[Any]) -> float:
