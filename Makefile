@@ -25,6 +25,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gradients.py --records 1000000
 	$(BIN)/python benchmarks/signals.py
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/page.py
 

@@ -9,7 +9,7 @@ from typing import Any
 from tables import FOLDER, Table
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-ORDER = ("training", "precision", "gradients", "signals", "engines", "audit")
+ORDER = ("training", "precision", "gradients", "signals", "engines", "encoding", "audit")
 
 HEAD = """# What it costs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -140,10 +141,8 @@ def test_an_iteration_is_an_encoding_step_and_a_step_of_the_task() -> None:
     run = run_of(encoder, recipe, records)
     run._prepare(net)
     rows, z = np.array([1, 4]), np.array([0.0, 1, 1, 0])  # even rows are chosen
-    run._drawn = lambda: (rows, [1, 1])  # type: ignore[method-assign]
-    synthetic = [s[:1] for s in run._synthetic]
-    run._some = lambda side, count: synthetic[side]  # type: ignore[method-assign]
-    x = np.vstack([records.x[rows], *(s.numpy() for s in synthetic)])
+    run._batches = iter([np.array([1, 4, 6 + 7, 6 + 500 + 8])])
+    x = np.vstack([records.x[rows], run._synthetic[[7, 508]].numpy()])
     w1, b1, w2, b2, phi, bias = (
         p.detach().numpy().copy() for p in (*net.parameters(), *run._linear.parameters())
     )
@@ -255,7 +254,7 @@ def test_the_loss_of_the_encoding_is_over_all_records() -> None:
     run = _Run(encoder, recipe, records, chosen, 0, {}, 1, {}, None, quiet)
     run._prepare(net)
     run.look(net)
-    x = torch.from_numpy(np.vstack([records.x, *run._synthetic]))
+    x = torch.from_numpy(np.vstack([records.x, run._synthetic]))
     z = torch.from_numpy(np.concatenate([chosen, np.ones(3), np.zeros(3)])).double()
     logits = run._linear(torch.tanh(net[0](x)))[:, 0]
     loss = functional.binary_cross_entropy_with_logits(logits, z)
@@ -369,36 +368,34 @@ def test_batches_are_drawn_as_said() -> None:
     seen = {}
     for name, encoder in (("paper", paper), ("ours", ours), ("even", even)):
         run = _Run(encoder, RECIPE, records, np.arange(200) < 20, 0, None, 1, {}, None, quiet)
-        draws = [run._drawn() for _ in range(500)]
-        assert {len(rows) + sum(sides) for rows, sides in draws} == {40}
-        client = np.concatenate([rows for rows, _ in draws])
-        seen[name] = (
-            np.mean([len(rows) for rows, _ in draws]) / 40,
-            (client < 20).mean(),
-            np.mean([sides[0] / max(1, sum(sides)) for _, sides in draws]),
-        )
-    np.testing.assert_allclose(seen["paper"], (2 / 3, 0.1, 0.5), atol=0.03)
-    np.testing.assert_allclose(seen["ours"], (0.8, 0.1, 0.5), atol=0.01)
-    np.testing.assert_allclose(seen["even"], (0.5, 0.5, 0.5), atol=0.01)
+        rows = np.array(list(islice(run._drawn(), 500)))
+        assert rows.shape == (500, 40) and rows.min() == 0 and rows.max() == 299
+        kinds = np.digitize(rows, [200, 250])
+        assert (np.diff(kinds, axis=1) >= 0).all()  # the order that alignment counts on
+        seen[name] = ((kinds == 0).mean(), (rows[kinds == 0] < 20).mean(), (kinds == 2).mean())
+        assert len({tuple(r) for r in np.sort(rows, axis=1)}) == 500
+    np.testing.assert_allclose(seen["paper"], (2 / 3, 0.1, 1 / 6), atol=0.02)
+    np.testing.assert_allclose(seen["ours"], (0.8, 0.1, 0.1), atol=0.01)
+    np.testing.assert_allclose(seen["even"], (0.5, 0.5, 0.25), atol=0.01)
 
 
 def test_a_step_descends_the_loss_and_the_angle_to_the_synthetic_means() -> None:
     net, records, recipe = tiny()
-    encoder = Encoder(key=KEY, encoding=Encoding(layer="0", share=0.99), lr=0.5, alignment=1.3)
+    encoding = Encoding(layer="0", share=0.99)
+    encoder = Encoder(
+        key=KEY, encoding=encoding, lr=0.5, alignment=1.3, batch_size=8, synthetic=0.75
+    )
     run = run_of(encoder, recipe, records)
     run._prepare(net)
-    run._drawn = lambda: (np.array([0, 1]), [2, 3])  # type: ignore[method-assign]
-    fixed = [run._synthetic[0][:2], run._synthetic[1][:3]]
-    run._some = lambda side, count: fixed[side]  # type: ignore[method-assign]
-    x, z = (
-        torch.from_numpy(np.vstack([records.x[:2], *fixed])),
-        torch.tensor([1.0, 0, 1, 1, 0, 0, 0]),
-    )
+    rows = np.array([0, 1, 0, 1, 2, 500, 501, 502])
+    run._batches = iter([rows + 6 * (np.arange(8) > 1)])
+    x = torch.from_numpy(np.vstack([records.x[:2], run._synthetic[rows[2:]]]))
+    z = torch.tensor([1.0, 0, 1, 1, 1, 0, 0, 0])
     weights = [*net[0].parameters(), *run._linear.parameters()]
     before = [w.detach().clone() for w in weights]
     h = torch.tanh(net[0](x))
     loss = functional.binary_cross_entropy_with_logits(run._linear(h)[:, 0], z.double())
-    way = h[2:4].mean(dim=0) - h[4:].mean(dim=0)
+    way = h[2:5].mean(dim=0) - h[5:].mean(dim=0)
     cosine = functional.cosine_similarity(way, run._linear.weight[0], dim=0)
     gradients = torch.autograd.grad(loss + 1.3 * (1 - cosine), weights)
     run._step(net, 0.5)
@@ -450,11 +447,11 @@ def test_gradients_in_closed_form_are_those_of_the_loss(alignment: float) -> Non
         for shape in ((12, 5), (1, 5), (1,))
     )
     z = torch.tensor([1.0, 0, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0], dtype=torch.float64)
-    sides = (3, 3)
     loss = functional.binary_cross_entropy_with_logits(h @ weight[0] + bias, z)
     way = h[6:9].mean(dim=0) - h[9:].mean(dim=0)
     loss = loss + alignment * (1 - functional.cosine_similarity(way, weight[0], dim=0))
     expected = torch.autograd.grad(loss, (h, weight, bias))
-    found = encoding_gradients(h.detach(), z, sides, weight, bias, alignment)
+    sides = torch.tensor([0.0] * 6 + [1 / 3] * 3 + [-1 / 3] * 3, dtype=torch.float64)
+    found = encoding_gradients(h.detach(), z, weight, bias, sides if alignment else None, alignment)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)

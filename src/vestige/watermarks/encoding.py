@@ -47,7 +47,7 @@ Reading = Literal["projection", "network"]
 
 _FLOOR = 1e-12
 _STEPS = 100
-"""Steps between two words on progress."""
+"""Steps between two words on progress, and between two draws of batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,41 +402,41 @@ class _Reached(Exception):
 
 
 def encoding_gradients(
-    h: Tensor,
-    z: Tensor,
-    sides: Sequence[int],
-    weight: Tensor,
-    bias: Tensor,
-    alignment: float,
+    h: Tensor, z: Tensor, weight: Tensor, bias: Tensor, way: Tensor | None, alignment: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the mean L_enc + alignment (1 - cos(w, c)), by h, the discriminator's weight and bias.
 
-    In closed form: small operations of autograd would take a third of an encoding step.
+    In closed form, and in few operations: between large ones, which empty the caches, each of them
+    costs more than ten microseconds, and autograd's made a third of an encoding step.
 
     Args:
-        h: (n, d) representations of a batch, synthetic members and then non-members last.
+        h: (n, d) representations of a batch.
         z: (n,) 1 for members.
-        sides: how many of the last rows are synthetic members, and non-members.
         weight: w, (1, d).
         bias: (1,).
+        way: (n,) of which c = way @ h: one by their number on the synthetic members, minus one by
+            theirs on the non-members, 0 on others; None where nothing is aligned.
         alignment: of `Encoder`.
     """
     with torch.no_grad():
-        of_logits = (torch.sigmoid(h @ weight[0] + bias) - z) / len(h)
-        of_h = torch.outer(of_logits, weight[0])
-        of_weight = of_logits @ h
-        if alignment:
-            first, last = len(h) - sum(sides), len(h) - sides[1]
-            way = h[first:last].mean(dim=0) - h[last:].mean(dim=0)
-            # floors as cosine_similarity's
-            size, length = weight.norm().clamp_min(1e-8), way.norm().clamp_min(1e-8)
-            one, other = weight[0] / size, way / length
-            cosine = one @ other
-            of_way = (one - cosine * other) * (alignment / length)
-            of_h[first:last] -= of_way / sides[0]
-            of_h[last:] += of_way / sides[1]
-            of_weight -= (other - cosine * one) * (alignment / size)
-        return of_h, of_weight[None], of_logits.sum()[None]
+        of_logits = torch.addmv(bias, h, weight[0]).sigmoid_().sub_(z).div_(len(h))
+        of_bias = of_logits.sum()[None]
+        if way is None:
+            return torch.outer(of_logits, weight[0]), of_logits[None] @ h, of_bias
+        by = torch.stack([of_logits, way])
+        rows = torch.cat([weight, by @ h])  # w, gradient of L_enc by w, c
+        products = (rows @ rows.T).tolist()
+        # floors as cosine_similarity's
+        size, length = (max(products[i][i] ** 0.5, 1e-8) for i in (0, 2))
+        across, cosine = alignment / (size * length), products[0][2] / (size * length)
+        mixed = rows.new_tensor(
+            [
+                [1, 0, 0],
+                [-across, 0, alignment * cosine / length**2],  # gradient by c
+                [alignment * cosine / size**2, 1, -across],  # gradient by w
+            ]
+        ).mm(rows)
+        return by.T @ mixed[:2], mixed[2:], of_bias
 
 
 class _Run:
@@ -461,6 +461,8 @@ class _Run:
         self._total = n_steps(recipe, len(records))
         self._epoch = len(epoch_bounds(len(records), recipe.batch_size)) * every
         self._watch, self._kept, self._progress = watch, kept, progress
+        self._each = max(1, round(encoder.batch_size * (encoder.synthetic or 0) / 2))
+        self._left = max(1, encoder.batch_size - 2 * self._each)
         self._ready = False
         self.trace: dict[str, list[float]] = {}
 
@@ -500,13 +502,19 @@ class _Run:
         self._data = Resident(records, net, self._recipe.device)
         first, _ = self._data.gather(np.arange(1))
         sides = encoder.encoding.synthetic(encoder.key, records.x.shape[1:])
-        self._synthetic = [torch.from_numpy(s).to(first) for s in sides]
+        self._synthetic = torch.from_numpy(np.concatenate(sides)).to(first)
         own = dict(net.named_parameters())
         self._masks = {id(own[n]): m.to(own[n].device) for n, m in self._kept.items()}
-        self._z = torch.from_numpy(self._chosen).to(first)
+        synthetic = np.arange(len(self._synthetic)) < encoder.encoding.n_synthetic
+        self._z = torch.from_numpy(np.concatenate([self._chosen, synthetic])).to(first)
+        self._batches, self._way = self._drawn(), None
+        if encoder.alignment:
+            self._way = first.new_zeros(self._left + 2 * self._each)
+            self._way[self._left :] = 1 / self._each
+            self._way[self._left + self._each :] *= -1
         self._units: Tensor | None = None
         with evaluating(net):
-            h = self._represent(net, torch.cat([side[:1] for side in self._synthetic]))
+            h = self._represent(net, self._synthetic[:2])
         self._linear = nn.Linear(h.shape[1], 1).to(first)
         # layers above the encoded one have no gradient
         weights = trainable(net)
@@ -519,42 +527,39 @@ class _Run:
         self._ready = True
 
     def _step(self, net: nn.Module, factor: float) -> None:
-        client, sides = self._drawn()
-        parts = [self._data.gather(client)[0], *(self._some(s, n) for s, n in enumerate(sides))]
-        z = self._z[torch.from_numpy(client)]
-        z = torch.cat([z, z.new_ones(sides[0]), z.new_zeros(sides[1])])
+        drawn, n = next(self._batches), len(self._records)
+        rows, own = torch.from_numpy(drawn).to(self._z.device), int((drawn < n).sum())
+        client, _ = self._data.gather(rows[:own])
+        synthetic = self._synthetic.index_select(0, rows[own:] - n)
+        z = self._z.index_select(0, rows)
         with _at_rest(self._still, self._dropouts):
-            h = self._represent(net, torch.cat(parts))
+            h = self._represent(net, torch.cat([client, synthetic]))
         weight, bias = self._linear.weight, self._linear.bias
         of_h, *of_linear = encoding_gradients(
-            h.detach(), z, sides, weight, bias, self._encoder.alignment
+            h.detach(), z, weight, bias, self._way, self._encoder.alignment
         )
         found: Sequence[Tensor] = [*torch.autograd.grad(h, self._below, of_h), *of_linear]
         assign(self._trained, self._masked(self._trained, found) if self._kept else found)
         self._optimizer.param_groups[0]["lr"] = self._encoder.lr * factor
         self._optimizer.step()
 
-    def _drawn(self) -> tuple[NDArray[np.int64], list[int]]:
-        """Rows of the client's records, and how many synthetic ones of either side."""
+    def _drawn(self) -> Iterator[NDArray[np.int64]]:
+        """Rows of batches: the client's, synthetic members', synthetic non-members' records."""
         encoder, n, rng = self._encoder, len(self._records), self._rng
-        size, side = encoder.batch_size, encoder.encoding.n_synthetic
-        if encoder.synthetic is None:
-            rows = rng.integers(n + 2 * side, size=size)
-            member = int(((rows >= n) & (rows < n + side)).sum())
-            return rows[rows < n], [member, int((rows >= n).sum()) - member]
-        each = max(1, round(size * encoder.synthetic / 2))
-        left = max(1, size - 2 * each)
-        if not encoder.balanced:
-            return rng.integers(n, size=left), [each, each]
+        side, left = encoder.encoding.n_synthetic, self._left
         halves = (np.flatnonzero(self._chosen), np.flatnonzero(~self._chosen))
-        counts = (left // 2, left - left // 2)
-        return np.concatenate(
-            [rng.choice(half, count) for half, count in zip(halves, counts, strict=True)]
-        ), [each, each]
-
-    def _some(self, side: int, count: int) -> Tensor:
-        rows = self._rng.integers(self._encoder.encoding.n_synthetic, size=count)
-        return self._synthetic[side][torch.from_numpy(rows)]
+        while True:
+            # many at once: a draw costs as much as a matrix product
+            if encoder.synthetic is None:
+                alike = rng.integers(n + 2 * side, size=(_STEPS, encoder.batch_size))
+                yield from np.sort(alike, axis=1)
+                continue
+            client = [rng.integers(n, size=(_STEPS, left))]
+            if encoder.balanced:
+                counts = (left // 2, left - left // 2)
+                client = [rng.choice(h, (_STEPS, c)) for h, c in zip(halves, counts, strict=True)]
+            sides = [rng.integers(side, size=(_STEPS, self._each)) + s for s in (n, n + side)]
+            yield from np.concatenate([*client, *sides], axis=1)
 
     def _represent(self, net: nn.Module, x: Tensor) -> Tensor:
         encoding = self._encoder.encoding
@@ -576,7 +581,8 @@ class _Run:
         if self._watch is None:
             return
         with torch.no_grad(), evaluating(net):
-            sides = [self._represent(net, s).double().cpu().numpy() for s in self._synthetic]
+            h = self._represent(net, self._synthetic).double().cpu().numpy()
+            sides = np.split(h, 2)
             inside = self._look_at(net, "members", self._records[self._chosen], sides)
             outside = self._look_at(net, "nonmembers", self._records[~self._chosen], sides)
             others = {n: self._look_at(net, n, r, sides) for n, r in self._watch.items()}
