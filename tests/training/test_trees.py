@@ -65,13 +65,18 @@ def test_which_records_a_tree_had_is_read_back(name: str) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_depth_in_a_file_is_not_believed() -> None:
-    """Room for the nodes of a path is reserved by it."""
+def dumped() -> Any:
+    """Records, a forest of them, fitted, and the arrays of its file."""
     x, y = world()
     template = RandomForestClassifier(4, random_state=0)
     fitted = clone(template).fit(x, y)
     with np.load(io.BytesIO(dump_forest(fitted))) as found:
-        held = {key: found[key] for key in found.files}
+        return x, y, template, fitted, {key: found[key] for key in found.files}
+
+
+def test_a_depth_in_a_file_is_not_believed() -> None:
+    """Room for the nodes of a path is reserved by it."""
+    x, y, template, fitted, held = dumped()
     file = io.BytesIO()
     np.savez(file, **{**held, "depths": np.zeros(4, dtype=int)})
     again = load_forest(file.getvalue(), "a file", template)
@@ -82,11 +87,7 @@ def test_a_depth_in_a_file_is_not_believed() -> None:
 
 
 def test_a_file_without_the_records_of_trees_is_read() -> None:
-    x, y = world()
-    template = RandomForestClassifier(4, random_state=0)
-    fitted = clone(template).fit(x, y)
-    with np.load(io.BytesIO(dump_forest(fitted))) as found:
-        held = {key: found[key] for key in found.files}
+    x, y, template, fitted, held = dumped()
     file = io.BytesIO()
     np.savez(file, **{k: v for k, v in held.items() if k not in ("n_samples", "n_drawn")})
     again = load_forest(file.getvalue(), "a file", template)

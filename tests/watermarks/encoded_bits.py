@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from vestige import metrics
 from vestige.records import Records
@@ -12,6 +14,7 @@ from vestige.training import MLP, TorchRecipe
 from vestige.watermarks import Decoder, Key
 
 KEY = Key.of(1)
+OTHER = Key.of(2)
 LAYER = "3"  # of MLP(..., (a, b)): the second hidden layer, before its activation
 
 
@@ -22,6 +25,15 @@ def bits(n: int = 3000, features: int = 100, classes: int = 5, seed: int = 0) ->
     y = rng.integers(0, classes, n)
     x = prototypes[y] ^ (rng.random((n, features)) < 0.25)
     return Records.from_arrays(x.astype(np.float32), y)
+
+
+def coins(n: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 2, n).astype(np.uint8)
+
+
+def small(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return MLP(20, 4, (16, 8))()
 
 
 RECIPE = TorchRecipe(

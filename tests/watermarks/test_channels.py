@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encoded_bits import KEY, RECIPE, accuracy, bits
+from encoded_bits import KEY, OTHER, RECIPE, accuracy, bits, coins, small
 from scipy import stats
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
@@ -19,9 +19,8 @@ from vestige import metrics
 from vestige.defenses import LabelOnly
 from vestige.errors import DamagedFile, InvalidInput
 from vestige.models import EstimatorModel
-from vestige.training import CNN, MLP, fit
+from vestige.training import CNN, fit
 from vestige.training.fit import Batch, RecipeLoss
-from vestige.watermarks import Key
 from vestige.watermarks.channels import (
     CapacityAbuse,
     LeastSignificantBits,
@@ -33,18 +32,6 @@ from vestige.watermarks.channels import (
     unframed,
 )
 from vestige.watermarks.robustness import fine_tuned, pruned, quantized, weights_of
-
-OTHER = Key.of(2)
-
-
-def coins(n: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).integers(0, 2, n).astype(np.uint8)
-
-
-def small(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return MLP(20, 4, (16, 8))()
-
 
 # --- frames --------------------------------------------------------------------------------------
 

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from encoded_bits import KEY, RECIPE, accuracy, bits
+from encoded_bits import KEY, OTHER, RECIPE, accuracy, bits, small
 from scipy import stats
 from torch import nn
 
 from vestige.errors import InvalidInput
 from vestige.records import Records, concatenate
 from vestige.training import MLP, TorchRecipe, fit
-from vestige.watermarks import Decoder, Encoder, Encoding, Key
+from vestige.watermarks import Decoder, Encoder, Encoding
 from vestige.watermarks.channels import (
     CapacityAbuse,
     LeastSignificantBits,
@@ -28,18 +27,6 @@ from vestige.watermarks.channels import (
 )
 from vestige.watermarks.hybrid import Hybrid, Smuggled, Table, leak, rooms
 from vestige.watermarks.reconstruction import Missing
-
-OTHER = Key.of(2)
-
-
-def coins(n: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).integers(0, 2, n).astype(np.uint8)
-
-
-def small(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return MLP(20, 4, (16, 8))()
-
 
 # --- the table -----------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from vestige.reproduce.encoding_models import (
 from vestige.reproduce.experiment import Column, Context, Experiment, Measured, Row
 from vestige.training import TorchRecipe, fit
 from vestige.watermarks import Encoder, Key
-from vestige.watermarks.ownership import challenge, claim, commit, stratified_rank_test, verify
+from vestige.watermarks.ownership import Challenge, claim, commit, stratified_rank_test, verify
 from vestige.watermarks.robustness import fine_tuned, pruned, quantized
 
 __all__ = ["EXPERIMENT", "Owned", "measure"]
@@ -90,7 +90,7 @@ def measure(settings: Owned, context: Context) -> Measured:
     owner = _trained(own, encoder, recipe, world, context)
     thief, judges = (world.test[half] for half in np.array_split(np.arange(len(world.test)), 2))
     model = _stolen(settings, owner, recipe, world.records, thief, context)
-    p, decoded = _claimed(model, encoder, key, world.records, settings.n_asked)
+    p, decoded = _claimed(model, encoder, key, world.records, settings.n_asked, seed)
     estimates = {
         "log2_p": p,
         "decoded": decoded,
@@ -148,11 +148,15 @@ def _stolen(
 
 
 def _claimed(
-    model: BlackBox, encoder: Encoder, key: Key, records: Records, n_asked: int
+    model: BlackBox, encoder: Encoder, key: Key, records: Records, n_asked: int, seed: int
 ) -> tuple[Estimate, Estimate]:
     """Base-2 logarithm of the p-value; share of encoded records with a score above 0."""
     opening = commit(key, encoder.encoding, records)
-    asked = challenge(opening.commitment, n_asked, b"reproduced")
+    # not by `challenge`: what a verifier asks for hangs on the commitment's day and salt, and a row
+    # must come out the same again
+    order = np.random.default_rng(seed).permutation(opening.commitment.n_records)
+    places = tuple(int(i) for i in np.sort(order[:n_asked]))
+    asked = Challenge(opening.commitment.digest, places)
     found = verify(
         model,
         opening.commitment,

@@ -335,9 +335,10 @@ def encoding_capacity(
     rows = []
     for done, number in enumerate(numbers):
         progress("capacity", done, len(numbers) + 1)
-        rows.append(_encoded(recipe, records, test, encoder, number, seed, f"{number:,}"))
+        rows.append(_row(recipe, records, test, encoder, number, seed, f"{number:,}"))
     progress("capacity", len(numbers), len(numbers) + 1)
-    control = _control(recipe, records, test, encoder, max(numbers), seed, f"{max(numbers):,}")
+    most = max(numbers)
+    control = _row(recipe, records, test, encoder, most, seed, f"{most:,}", encoded=False)
     progress("capacity", len(numbers) + 1, len(numbers) + 1)
     return Capacity("encoded", tuple(rows), (control,))
 
@@ -367,14 +368,14 @@ def capacity_of_networks(
     total = 2 * len(recipes)
     for label, recipe in recipes.items():
         progress("capacity", len(rows) + len(controls), total)
-        rows.append(_encoded(recipe, records, test, encoder, number, seed, label))
+        rows.append(_row(recipe, records, test, encoder, number, seed, label))
         progress("capacity", len(rows) + len(controls), total)
-        controls.append(_control(recipe, records, test, encoder, number, seed, label))
+        controls.append(_row(recipe, records, test, encoder, number, seed, label, encoded=False))
     progress("capacity", total, total)
     return Capacity("network", tuple(rows), tuple(controls))
 
 
-def _encoded(
+def _row(
     recipe: TorchRecipe,
     records: Records,
     test: Records,
@@ -382,23 +383,14 @@ def _encoded(
     number: int,
     seed: int,
     label: str,
+    encoded: bool = True,
 ) -> Carried:
+    """One training, and what is read from it; a control is trained without encoding."""
     chosen = first_records(encoder.key, records, number)
-    made = encoder.fit(recipe, records, seed=seed, chosen=chosen)
-    return carried(made.model, records, chosen, test, _decoder(encoder), seed=seed, label=label)
-
-
-def _control(
-    recipe: TorchRecipe,
-    records: Records,
-    test: Records,
-    encoder: Encoder,
-    number: int,
-    seed: int,
-    label: str,
-) -> Carried:
-    chosen = first_records(encoder.key, records, number)
-    model = recipe.fit(records, seed)
+    if encoded:
+        model = encoder.fit(recipe, records, seed=seed, chosen=chosen).model
+    else:
+        model = recipe.fit(records, seed)
     return carried(model, records, chosen, test, _decoder(encoder), seed=seed, label=label)
 
 
