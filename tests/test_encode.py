@@ -207,7 +207,7 @@ def small(tmp_path: Path) -> list[object]:
 
 def test_a_mark_remembers_its_seed(small: list[object], tmp_path: Path) -> None:
     made = run(*small, "--seed", 3, "--out", tmp_path / "m")
-    assert made.code == 0, made.err
+    assert made.code == 1 and not made.err
     assert made.out.startswith("The mark did not take: ") and "deposit it" not in made.out
     assert "nothing to deposit" in made.out
     said = load_format(tmp_path / "m/encoding.json")
@@ -219,6 +219,7 @@ def test_a_mark_remembers_its_seed(small: list[object], tmp_path: Path) -> None:
     # the very numbers that were printed after training
     numbers = found.out[found.out.index("With the key") :].strip()
     assert numbers in made.out and found.out.startswith("Nothing was read: ")
+    assert found.code == 1
     other = run(*decode, "--seed", 4)
     assert other.code == 2 and "drew with the seed 3, got others with the seed 4" in other.refusal
     run("encode", "challenge", tmp_path / "m/commitment.json", "--out", tmp_path / "c.json")

@@ -402,7 +402,8 @@ def train_marked(
     seed: Annotated[int | None, typer.Option(help="Of everything random but the key.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a plan's network so that it carries the key's mark, and commit to it."""
+    """Train a plan's network to carry the key's mark, and commit to it; exit with 1 where it does
+    not take."""
     from vestige.encode import marked
     from vestige.plans import plan_of
     from vestige.progress import shown
@@ -426,6 +427,8 @@ def train_marked(
             progress=progress,
         )
     print(found)
+    if not found.decoded.read:
+        raise typer.Exit(1)
 
 
 @encode.command()
@@ -436,14 +439,17 @@ def decode(
     weights: Weights = None,
     seed: DrawSeed = None,
 ) -> None:
-    """What the key tells of a plan's members and non-members."""
+    """What the key tells of a plan's members and non-members; exit with 1 where it is nothing."""
     from vestige.encode import as_marked, decoded, load_format, model_of
     from vestige.plans import plan_of
     from vestige.watermarks import Key
 
     said = load_format(encoding)
     made = as_marked(plan_of(plan, seed=said.seed if seed is None else seed), said)
-    print(decoded(made, Key.load(key), said.encoding, model_of(made, weights), said.reading))
+    found = decoded(made, Key.load(key), said.encoding, model_of(made, weights), said.reading)
+    print(found)
+    if not found.read:
+        raise typer.Exit(1)
 
 
 @encode.command()
