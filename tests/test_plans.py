@@ -120,6 +120,20 @@ def test_sides_in_files_of_their_own(folder):
     assert len(plan.split.population) == 50 and plan.name == "p"
 
 
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_dropout_is_that_of_the_plan(folder, network):
+    text = PLAN.replace('network = "mlp"\nhidden = [16]', f'network = "{network}"\ndropout = 0.25')
+    if network == "cnn":
+        rng = np.random.default_rng(0)
+        np.savez(folder / "records.npz", x=rng.random((160, 1, 8, 8)), y=np.arange(160) % 3)
+    (folder / "plan.toml").write_text(text)
+    net = plan_of("plan.toml").recipe.build()
+    assert [m.p for m in net if isinstance(m, torch.nn.Dropout)] == [0.25]
+    plain = text.replace("\ndropout = 0.25", "")
+    (folder / "plan.toml").write_text(plain)
+    assert not any(isinstance(m, torch.nn.Dropout) for m in plan_of("plan.toml").recipe.build())
+
+
 def test_pictures_and_a_convolution(folder):
     rng = np.random.default_rng(0)
     np.savez(folder / "records.npz", x=rng.random((160, 1, 8, 8)), y=np.arange(160) % 3)
@@ -190,6 +204,10 @@ BAD: dict[str, tuple[str, str]] = {
     "hidden of text": (replaced("[16]", '["a"]'), "hidden = a list of whole numbers from 1"),
     "hidden zero": (replaced("[16]", "[0]"), "hidden = a list of whole numbers from 1"),
     "activation": (replaced("hidden", 'activation = "gelu"\nhidden'), 'activation = "relu" or'),
+    "dropout of all": (
+        replaced("hidden", "dropout = 1.0\nhidden"),
+        "dropout = a number from 0 and",
+    ),
     "image text": (replaced("[target]", 'image = "8x8"\n[target]'), "image = a list of"),
     "image of another size": (
         replaced("population = 30", "population = 30\nimage = [3, 3]"),

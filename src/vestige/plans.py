@@ -243,6 +243,7 @@ def _list_of(kind: _Kind) -> Callable[[Any], bool]:
 _TEXT = _Kind("text in quotes", lambda v: isinstance(v, str) and bool(v))
 _NUMBER = _Kind("a number from 0", lambda v: type(v) in (int, float) and 0 <= v < float("inf"))
 _RATE = _Kind("a number above 0", lambda v: _NUMBER.fits(v) and v > 0)
+_SHARE = _Kind("a number from 0 and below 1", lambda v: _NUMBER.fits(v) and v < 1)
 _SHARES = _Kind(
     "a list of numbers between 0 and 1",
     _list_of(_Kind("", lambda v: _NUMBER.fits(v) and 0 < v < 1)),
@@ -278,6 +279,7 @@ _SECTIONS: Mapping[str, Mapping[str, _Kind]] = {
         "network": _one_of("mlp", "cnn"),
         "hidden": _COUNTS,
         "activation": _one_of("relu", "tanh"),
+        "dropout": _SHARE,
         "weights": _TEXT,
         "estimator": _TEXT,
         "url": _TEXT,
@@ -521,12 +523,12 @@ def _recipe_of(said: Mapping[str, Any], drawn: Split) -> Recipe | None:
     if "estimator" in target or ("network" not in target and not training):
         return None
     shape, classes = drawn.members.x.shape[1:], drawn.members.n_classes
-    kind = target.get("network", "mlp")
+    kind, dropout = target.get("network", "mlp"), float(target.get("dropout", 0))
     if kind == "mlp":
-        hidden = tuple(target.get("hidden", (128,)))
-        build: Any = MLP(int(np.prod(shape)), classes, hidden, target.get("activation", "relu"))
+        hidden, activation = tuple(target.get("hidden", (128,))), target.get("activation", "relu")
+        build: Any = MLP(int(np.prod(shape)), classes, hidden, activation, dropout)
     elif len(shape) == 3 and shape[1] == shape[2] >= 4:
-        build = CNN(shape[0], shape[1], classes)
+        build = CNN(shape[0], shape[1], classes, dropout=dropout)
     else:
         raise PlanError(
             f'expected records (channels, size, size) of at least 4 x 4 for network = "cnn", got '

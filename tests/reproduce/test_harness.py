@@ -70,6 +70,18 @@ def test_finished_rows_are_not_run_again(tmp_path):
     assert len(told) == 3 and len(fresh) == 3
 
 
+def test_a_row_is_finished_though_a_setting_came_after_it(tmp_path):
+    run_experiment(TINY, "ci", row="a", out=tmp_path)
+    path = tmp_path / "tiny/ci/a.json"
+    for missing, told in (("shape", ["a: finished before"]), ("hits", [])):
+        stored = json.loads(path.read_text())
+        del stored["settings"][missing]
+        path.write_text(json.dumps(stored))
+        found = []
+        run_experiment(TINY, "ci", row="a", out=tmp_path, tell=found.append)
+        assert found == told
+
+
 def test_one_row_a_call(tmp_path):
     made = run_experiment(TINY, "ci", row="c", out=tmp_path)
     assert [r.row for r in made] == ["c"]

@@ -193,7 +193,7 @@ def test_labels_of_the_frontier_hold_at_every_scale():
         "half of a batch synthetic": ("synthetic", 0.5),
         "no alignment": ("alignment", 0.0), "alignment 1": ("alignment", 1.0),
         "weight decay 0.0001": ("weight_decay", 1e-4), "the paper's way": ("way", "paper"),
-        "the task without momentum": ("momentum", 0.0),
+        "the task without momentum": ("momentum", 0.0), "dropout 0.2": ("dropout", 0.2),
     }  # fmt: skip
     rows = reproduce.experiment("encoding-frontier").rows
     plain = next(row for row in rows if row.id == "mnist-base")

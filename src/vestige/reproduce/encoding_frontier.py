@@ -14,6 +14,8 @@ from vestige.reproduce.results import RowResult
 
 __all__ = ["EXPERIMENT"]
 
+_DROPPED: Mapping[str, Any] = {"weight_decay": 1e-4, "share": 1.0, "dropout": 0.2}
+_DROPPED_SAID = "weight decay 0.0001, all units, dropout 0.2"
 _CHANGES: Sequence[tuple[str, str, Mapping[str, Any]]] = (
     ("base", "k = 1, rate 0.02, half of the units", {}),
     ("paper", "the paper's way", {"way": "paper"}),
@@ -32,6 +34,9 @@ _CHANGES: Sequence[tuple[str, str, Mapping[str, Any]]] = (
     ("alignment-1", "alignment 1", {"alignment": 1.0}),
     ("decay", "weight decay 0.0001", {"weight_decay": 1e-4}),
     ("decay-rate-01", "weight decay 0.0001, rate 0.01", {"weight_decay": 1e-4, "encoder_lr": 0.01}),
+    ("dropout", _DROPPED_SAID, _DROPPED),
+    ("dropout-rate-01", f"{_DROPPED_SAID}, rate 0.01", {**_DROPPED, "encoder_lr": 0.01}),
+    ("dropout-paper", f"the paper's way, {_DROPPED_SAID}", {**_DROPPED, "way": "paper"}),
     ("momentum-0", "the task without momentum, rate 0.01", {"momentum": 0.0, "encoder_lr": 0.01}),
 )
 

@@ -70,7 +70,7 @@ class Settings:
         batch_size: of both.
         momentum: of the task's steps.
         decay: shares of the training after which both rates are a tenth.
-        weight_decay: of the task's steps.
+        weight_decay, dropout: of the task's steps; encoding steps drop nothing.
         share: of the layer's units that carry the bits.
         low, high: alpha and beta.
         alignment, synthetic: of `Encoder`, where the way is ours.
@@ -107,6 +107,7 @@ class Settings:
     momentum: float = 0.9
     decay: tuple[float, ...] = (0.8,)
     weight_decay: float = 0.0
+    dropout: float = 0.0
     share: float = 0.5
     low: float = 0.0
     high: float = 1.0
@@ -179,7 +180,7 @@ def network_of(settings: Settings, records: Records) -> Callable[[], Any]:
     """
     shape, classes, widths = records.x.shape[1:], records.n_classes, settings.widths
     if settings.network == "mlp":
-        return MLP(int(np.prod(shape)), classes, widths)
+        return MLP(int(np.prod(shape)), classes, widths, dropout=settings.dropout)
     if settings.network == "cnn":
         return CNN(shape[0], shape[1], classes, (widths[0], widths[1]), widths[2])
     if settings.network == "vgg":

@@ -6,8 +6,8 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -138,13 +138,16 @@ def _finished(
     except DamagedFile as damage:
         tell(f"{damage} (it is made again)")
         return None
-    same = found.settings == _plain(row.settings[scale]) and found.provenance["seed"] == seed
-    return found if same else None
+    settings = row.settings[scale]
+    # a setting that is newer than the file had its default then
+    known = {f.name: f.default for f in fields(settings) if f.default is not MISSING}
+    same = _plain({**known, **found.settings}) == _plain(asdict(settings))
+    return found if same and found.provenance["seed"] == seed else None
 
 
-def _plain(settings: Any) -> dict[str, Any]:
-    """Settings as JSON gives them back: tuples are lists."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back: tuples are lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
 
 def _others(folder: Path, experiment: Experiment, scale: str) -> tuple[RowResult, ...]:

@@ -21,18 +21,21 @@ class MLP:
         classes: logits.
         hidden: widths of the hidden layers.
         activation: "relu" or "tanh".
+        dropout: share of the units of each hidden layer that a training step leaves out.
     """
 
     inputs: int
     classes: int
     hidden: tuple[int, ...] = (128,)
     activation: str = "relu"
+    dropout: float = 0.0
 
     def __call__(self) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
         width = self.inputs
         for units in self.hidden:
             layers += [nn.Linear(width, units), _ACTIVATIONS[self.activation]()]
+            layers += [nn.Dropout(self.dropout)] if self.dropout else []
             width = units
         return nn.Sequential(*layers, nn.Linear(width, self.classes))
 
