@@ -200,22 +200,48 @@ def test_encoding_steps_come_k_times_at_their_own_rate() -> None:
 
 
 def test_statistics_and_dropout_rest_during_encoding_steps() -> None:
+    _, records, recipe = tiny()
+    torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)
-    ).train()
-    norm, x = net[1], torch.randn(16, 4)
+        nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 4),
+        nn.Linear(4, 1),
+    ).double().train()  # fmt: skip
+    norm = net[1]
+    norm.running_mean[:], norm.running_var[:] = 0.3, 2.0
     before = [b.clone() for b in norm.buffers()]
-    norms, drops = [norm], [net[2]]
-    with _at_rest(norms, drops):
-        a, b = net(x), net(x)
-    assert torch.equal(a, b)
+    encoder = Encoder(key=KEY, encoding=Encoding(layer="4"), lr=0.5, alignment=0.0)
+    run = run_of(encoder, recipe, records)
+    run._prepare(net)
+    seen: list[torch.Tensor] = []
+    net[4].register_forward_hook(lambda module, given, out: seen.append(out.detach()))
+    rows = next(run._batches)
+    run._batches = iter([rows])
+    x = torch.cat([torch.from_numpy(records.x), run._synthetic])[rows]
+    by_hand = (net[0](x) - 0.3) / (2.0 + 1e-5) ** 0.5
+    by_hand = net[4](torch.relu(by_hand * norm.weight + norm.bias)).detach()
+    seen.clear()
+    run._step(net, 1.0)
+    # running statistics, no unit dropped
+    torch.testing.assert_close(seen[0], by_hand)
     assert all(torch.equal(p, q) for p, q in zip(before, norm.buffers(), strict=True))
-    # batch statistics are used, not the running ones
-    by_hand = (net[0](x) - net[0](x).mean(0)) / (net[0](x).var(0, unbiased=False) + 1e-5).sqrt()
-    with _at_rest(norms, drops):
-        assert torch.allclose(norm(net[0](x)), by_hand, atol=1e-5)
-    assert net[2].training and not torch.equal(net(x), net(x))
+    assert all(m.training for m in net.modules())
+    net(x)
     assert not torch.equal(before[0], norm.running_mean)
+
+
+def test_recurrent_layers_stay_in_training() -> None:
+    """cuDNN has no backward pass of theirs in eval mode."""
+    inner, outer = nn.LSTM(2, 4), nn.Linear(4, 1)
+    run = run_of(Encoder(key=KEY, encoding=Encoding(layer="1")), tiny()[2], tiny()[1])
+
+    class Last(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x[0]
+
+    run._prepare(nn.Sequential(inner, Last(), nn.Linear(4, 4), outer).double().train())
+    with _at_rest(run._resting):
+        assert inner.training and not outer.training
+    assert outer.training
 
 
 def test_layers_after_the_encoded_one_do_not_run() -> None:

@@ -306,8 +306,9 @@ class Encoder:
 
     Departs from the paper: L_enc is minus what is printed, which would be descended from the wrong
     side (eq. in section 4.2); momentum and the number of encoding steps are not given there.
-    Encoding steps leave running statistics of batch normalization as they are; nothing is dropped
-    out in them.
+    In encoding steps the network answers as it will after training: nothing is dropped out, and
+    batch normalization takes its running statistics, which it does not touch. By those of a batch,
+    a part of which is noise, a bit was learned that was not there to be read.
 
     References: Song & Shokri 2020, sections 4.1, 4.2 and Algorithm 1.
     """
@@ -497,8 +498,8 @@ class _Run:
             names = ", ".join(n for n, _ in net.named_modules() if n)
             known = names or "none, as the network has no parts (layer=None is its answers)"
             raise InvalidInput(f"expected layer among {known}, got {layer!r}")
-        self._still = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._dropouts = [m for m in net.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+        # recurrent layers of cuDNN have no backward pass in eval mode
+        self._resting = [m for m in net.modules() if not isinstance(m, nn.RNNBase)]
         self._data = Resident(records, net, self._recipe.device)
         first, _ = self._data.gather(np.arange(1))
         sides = encoder.encoding.synthetic(encoder.key, records.x.shape[1:])
@@ -532,7 +533,7 @@ class _Run:
         client, _ = self._data.gather(rows[:own])
         synthetic = self._synthetic.index_select(0, rows[own:] - n)
         z = self._z.index_select(0, rows)
-        with _at_rest(self._still, self._dropouts):
+        with _at_rest(self._resting):
             h = self._represent(net, torch.cat([client, synthetic]))
         weight, bias = self._linear.weight, self._linear.bias
         of_h, *of_linear = encoding_gradients(
@@ -638,18 +639,13 @@ def _outputs(net: nn.Module, layer: str, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _at_rest(norms: Sequence[nn.Module], dropouts: Sequence[nn.Module]) -> Iterator[None]:
-    """Batches of noise leave running statistics as they are; nothing is dropped out."""
-    tracked = [bool(m.track_running_stats) for m in norms]
-    training = [m.training for m in dropouts]
+def _at_rest(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """These modules in eval mode."""
+    training = [m.training for m in modules]
     try:
-        for m in norms:
-            m.track_running_stats = False  # type: ignore[assignment]
-        for m in dropouts:
+        for m in modules:
             m.training = False
         yield
     finally:
-        for m, value in zip(norms, tracked, strict=True):
-            m.track_running_stats = value  # type: ignore[assignment]
-        for m, value in zip(dropouts, training, strict=True):
+        for m, value in zip(modules, training, strict=True):
             m.training = value
