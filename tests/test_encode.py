@@ -261,8 +261,11 @@ def test_what_was_read_is_said_first(tmp_path: Path) -> None:
     records = Records.from_arrays(np.arange(8.0).reshape(4, 2), np.arange(4) % 2)
     paper = commit(Key.new(), encode.Encoding(), records).commitment
     assert "deposit it" in str(Marked(tmp_path, paper, 1, 4, good))
-    for found in (low, below):
-        bad = replace(good, against_test=found)
+    # of a model that overfits any training records stand out from unseen ones
+    for bad in (
+        *(replace(good, against_test=found) for found in (low, below)),
+        *(replace(good, against_others=found) for found in (low, below)),
+    ):
         assert str(bad).startswith("Nothing was read: ") and "wrong key" in str(bad)
         marked = str(Marked(tmp_path, paper, 1, 4, bad))
         assert marked.startswith("The mark did not take: ") and "deposit it" not in marked

@@ -539,6 +539,9 @@ def verify(
     deposited: Annotated[str, typer.Option(help="When the commitment was deposited: 2026-03-01.")],
     released: Annotated[str, typer.Option(help="When others could first see the model.")],
     tries: Annotated[int, typer.Option(help="Commitments that this claimant deposited.")] = 1,
+    controls: Annotated[
+        int, typer.Option(help="Keys of nobody to try beside it; each asks as much.", min=0)
+    ] = 0,
     weights: Weights = None,
 ) -> None:
     """Test a claim on a plan's model; exit with 1, and say why, where it is refused.
@@ -558,12 +561,20 @@ def verify(
         deposited=deposited,
         released=released,
         tries=tries,
+        n_controls=controls,
     )
     print(
         f"accepted: the key's choice would fit a model made without it so well with p = "
         f"10^{found.log10_p:.1f}; {found.matched:,} of {found.total:,} encoded records are above "
-        f"the middle, and {found.others_matched:,} of the {found.others:,} other records shown"
+        f"the middle, and {found.others_matched:,} of the {found.others:,} other records shown "
+        f"(binomial p = 10^{found.matched_log10_p:.1f})"
     )
+    if found.controls:
+        small = sum(10**p <= 0.05 for p in found.controls)
+        print(
+            f"of {len(found.controls)} keys of nobody {small} have a p of 0.05 or less, the least "
+            f"is 10^{min(found.controls):.1f}"
+        )
 
 
 @app.callback(invoke_without_command=True)

@@ -77,8 +77,8 @@ class Marked:
         files = f"\n\n{self.folder / MODEL}\n"
         if not self.decoded.read:
             return (
-                "The mark did not take: the AUC against unseen records has an interval that is not "
-                f"above 0.5. {told} {self.decoded.told()}{files}"
+                "The mark did not take: an AUC, against unseen or against other training records, "
+                f"has an interval that is not above 0.5. {told} {self.decoded.told()}{files}"
                 "there is nothing to deposit; train into another folder with more --steps, a "
                 "larger --lr or more epochs"
             )
@@ -115,15 +115,21 @@ class Decoded:
 
     @property
     def read(self) -> bool:
-        """Whether encoded records stand out from unseen ones: the whole interval is above 0.5."""
-        return self.against_test.low is not None and self.against_test.low > 0.5
+        """Whether encoded records stand out: both AUCs have their whole interval above 0.5.
+
+        From unseen records they also do where the model overfits, whatever the key; from other
+        training records only by the mark.
+        """
+        lows = (self.against_test.low, self.against_others.low)
+        return all(low is not None and low > 0.5 for low in lows)
 
     def __str__(self) -> str:
         if self.read:
             return self.told()
         return (
-            "Nothing was read: the AUC against unseen records has an interval that is not above "
-            f"0.5, as with the wrong key, format or model. {self.told()}"
+            "Nothing was read: an AUC, against unseen or against other training records, has an "
+            "interval that is not above 0.5, as with the wrong key, format or model. "
+            f"{self.told()}"
         )
 
     def told(self) -> str:
@@ -401,6 +407,7 @@ def tested(
     deposited: str,
     released: str,
     tries: int,
+    n_controls: int = 0,
 ) -> Verification:
     """Verify a claim on the files of a verifier.
 
@@ -417,6 +424,7 @@ def tested(
         deposited=_moment("deposited", deposited, timedelta(days=1)),
         released=_moment("released", released, timedelta(0)),
         tries=tries,
+        n_controls=n_controls,
     )
     if not found.accepted:
         raise GateFailed("refused: " + "\nrefused: ".join(found.reasons))

@@ -62,6 +62,8 @@ class Verification:
         reasons: why the claim is refused, each a sentence; none if it is accepted.
         others_matched, others: of what is not claimed, where it was looked at: how many answer so
             by themselves.
+        matched_log10_p: logarithm of the binomial p-value of so many matched, at the others' rate.
+        controls: log10_p of keys that nothing was made with, on the same records.
     """
 
     matched: int
@@ -71,6 +73,8 @@ class Verification:
     reasons: tuple[str, ...] = ()
     others_matched: int = 0
     others: int = 0
+    matched_log10_p: float = 0.0
+    controls: tuple[float, ...] = ()
 
     @property
     def accepted(self) -> bool:

@@ -186,7 +186,8 @@ def test_labels_of_the_frontier_hold_at_every_scale():
     said = {
         "k = 1": ("steps", 1), "k = 2": ("steps", 2), "k = 3": ("steps", 3),
         "rate 0.02": ("encoder_lr", 0.02), "rate 0.005": ("encoder_lr", 0.005),
-        "rate 0.01": ("encoder_lr", 0.01), "half of the units": ("share", 0.5),
+        "rate 0.01": ("encoder_lr", 0.01), "rate 0.0125": ("encoder_lr", 0.0125),
+        "half of the units": ("share", 0.5),
         "a tenth of the units": ("share", 0.1), "all units": ("share", 1.0),
         "synthetic means from -1 to 1": ("low", -1.0),
         "synthetic means from 0 to 5": ("high", 5.0),

@@ -19,7 +19,7 @@ from vestige.errors import InvalidInput
 from vestige.models import TorchModel
 from vestige.progress import quiet
 from vestige.records import Records
-from vestige.training import CNN, MLP, TorchRecipe
+from vestige.training import CNN, MLP, EarlyStopping, TorchRecipe
 from vestige.training.fit import Batch
 from vestige.watermarks import Decoder, Encoder, Encoding, Key
 from vestige.watermarks.encoding import (
@@ -447,6 +447,14 @@ def test_formats_that_make_no_sense(wrong: Any) -> None:
         Encoding(**wrong)
 
 
+class Twice(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(*MLP(100, 5, (32, 32))())
+
+    def forward(self, x: Any) -> Any:
+        return self[5](self[4](self[3](torch.relu(self[3](self[2](self[1](self[0](x))))))))
+
+
 def test_what_cannot_be_encoded() -> None:
     records = bits(60)
     encoder = Encoder(key=KEY, encoding=Encoding(layer="nowhere"))
@@ -454,6 +462,13 @@ def test_what_cannot_be_encoded() -> None:
         encoder.fit(RECIPE, records, seed=0)
     with pytest.raises(InvalidInput, match="some of the 60 records to be encoded and some not"):
         encoder.fit(RECIPE, records, seed=0, chosen=np.ones(60, dtype=bool))
+    for recipe, said in (
+        (replace(RECIPE, early_stopping=EarlyStopping(3)), "got early stopping; leave it out"),
+        (replace(RECIPE, precision="bfloat16"), "got bfloat16; leave it out"),
+        (replace(RECIPE, build=Twice), "one pass through layer 3, got 2, of which"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            Encoder(key=KEY, encoding=Encoding(layer=LAYER)).fit(recipe, records, seed=0)
     with pytest.raises(InvalidInput, match='reading "projection" or "network"'):
         Decoder(key=KEY, reading="mind")  # type: ignore[arg-type]
     wrong: list[dict[str, Any]] = [

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from vestige.errors import DamagedFile, InvalidInput
+from vestige.models import TorchModel
 from vestige.records import Records
+from vestige.training import MLP
 from vestige.watermarks import Encoding, Key, merkle
 from vestige.watermarks.encoding import Decoder, record_digests
 from vestige.watermarks.ownership import (
@@ -270,6 +273,24 @@ def test_a_thief_who_chooses_what_he_is_asked(owner: Any) -> None:
     assert found.reasons == ("a record is shown twice, or not at all",)
 
 
+def test_how_keys_of_nobody_fare_is_shown(owner: Any) -> None:
+    records, model, opening = owner
+    torch.manual_seed(0)
+    net = TorchModel(MLP(4, 3, (16,))().eval())
+    others = verified(opening, records, net, nonce=b"one", n_controls=60)
+    assert not others.accepted and len(set(others.controls)) == 60
+    assert stats.kstest(10 ** np.array(others.controls), "uniform").pvalue > 1e-3
+    again = verified(opening, records, net, nonce=b"one", n_controls=3)
+    assert again.controls == others.controls[:3]
+    found = verified(opening, records, model, nonce=b"one")
+    by_chance = (found.others_matched + 1) / (found.others + 2)
+    less = stats.binomtest(found.matched, found.total, by_chance, alternative="greater").pvalue
+    assert 10**found.matched_log10_p == pytest.approx(less, rel=1e-6) and less < 1e-20
+    assert found.controls == ()
+    with pytest.raises(InvalidInput, match="bits of at least 20, got 19"):
+        verified(opening, records, model, bits=19)
+
+
 def test_grinding_costs_as_many_bits_as_there_were_tries(owner: Any) -> None:
     records, _, opening = owner
     faint = Carrier(KEY, ENCODING, records, loud=1.0)
@@ -409,6 +430,31 @@ def test_tied_scores_are_no_proof(n: int, chosen: int, above: int) -> None:
     # all that are above are chosen, each by a coin of its own, and no more of the others
     exact = above * np.log(rate) + stats.binom.logcdf(chosen - above, n - above, rate)
     assert exact - 1e-6 <= log_p < exact + 8
+
+
+@pytest.mark.parametrize(
+    ("size", "classes", "rate", "highs", "lows"),
+    [
+        (12, 208, 0.009, 13, 7),
+        (12, 208, 0.01, 14, 9),
+        (16, 156, 0.01, 9, 15),
+        (12, 156, 0.009, 12, 5),
+    ],
+)
+def test_classes_made_to_be_left_out_are_not(
+    size: int, classes: int, rate: float, highs: int, lows: int
+) -> None:
+    """One record of each class far above the others: most classes have none that is chosen."""
+    n = 2500
+    y = np.concatenate([np.repeat(np.arange(classes), size), np.full(n - classes * size, classes)])
+    scores, z = np.zeros(n), np.zeros(n, dtype=bool)
+    scores[np.arange(classes) * size] = 1.0
+    z[np.arange(highs) * size] = True
+    z[np.arange(highs, highs + lows) * size + 1] = True
+    z[classes * size : classes * size + max(0, 20 - highs - lows)] = True
+    chance = stats.binom.logsf(highs - 1, classes, rate)
+    chance += stats.binom.logcdf(lows, classes * (size - 1), rate)
+    assert chance <= stratified_rank_test(scores, z, y, rate)
 
 
 def test_the_bound_is_one_and_close_to_the_tail() -> None:

@@ -53,6 +53,10 @@ def test_squares_borders_and_cells() -> None:
 
 def test_masked_inputs_have_the_value_in_every_channel() -> None:
     records, mask = pictures(), center(8, 2)
+    means = np.array([-0.5, 0.25]).reshape(2, 1, 1)
+    of_channels = redacted(records, mask, means).x
+    for channel, mean in enumerate(means.ravel()):
+        np.testing.assert_array_equal(of_channels[:, channel][:, mask], np.float32(mean))
     hidden = redacted(records, mask, -0.5)
     assert (hidden.x[:, :, mask] == -0.5).all() and (records.x >= 0).all()
     np.testing.assert_array_equal(hidden.x[:, :, ~mask], records.x[:, :, ~mask])

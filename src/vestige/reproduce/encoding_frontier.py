@@ -36,6 +36,7 @@ _CHANGES: Sequence[tuple[str, str, Mapping[str, Any]]] = (
     ("decay-rate-01", "weight decay 0.0001, rate 0.01", {"weight_decay": 1e-4, "encoder_lr": 0.01}),
     ("dropout", _DROPPED_SAID, _DROPPED),
     ("dropout-rate-01", f"{_DROPPED_SAID}, rate 0.01", {**_DROPPED, "encoder_lr": 0.01}),
+    ("dropout-rate-0125", f"{_DROPPED_SAID}, rate 0.0125", {**_DROPPED, "encoder_lr": 0.0125}),
     ("dropout-paper", f"the paper's way, {_DROPPED_SAID}", {**_DROPPED, "way": "paper"}),
     ("momentum-0", "the task without momentum, rate 0.01", {"momentum": 0.0, "encoder_lr": 0.01}),
 )

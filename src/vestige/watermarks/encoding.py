@@ -210,8 +210,7 @@ class Decoder:
         """Score the candidates; 2 n_synthetic queries and one for each of them.
 
         Raises:
-            InvalidInput: the model cannot be looked into, or its answers on the synthetic records
-                do not depend on the side.
+            InvalidInput: the model cannot be looked into.
         """
         read = self.reader(target, candidates.x.shape[1:])
         return Scores(candidates.ids, read(candidates.x))
@@ -376,6 +375,14 @@ class Encoder:
                 f"expected a TorchRecipe, whose steps the encoder takes turns with, got "
                 f"{type(recipe).__name__}"
             )
+        if recipe.early_stopping is not None or recipe.precision != "float32":
+            # held out records would be encoded, and the weights of an earlier epoch brought back;
+            # autocast keeps 16-bit weights over steps in which they change
+            raise InvalidInput(
+                "expected a recipe in float32 without early stopping, got "
+                + ("early stopping" if recipe.early_stopping is not None else recipe.precision)
+                + "; leave it out"
+            )
         if chosen is None:
             chosen = self.encoding.chosen(self.key, records)
         if chosen.shape != (len(records),) or chosen.all() or not chosen.any():
@@ -515,6 +522,7 @@ class _Run:
             self._way[self._left + self._each :] *= -1
         self._units: Tensor | None = None
         with evaluating(net):
+            self._check_passes(net)
             h = self._represent(net, self._synthetic[:2])
         self._linear = nn.Linear(h.shape[1], 1).to(first)
         # layers above the encoded one have no gradient
@@ -526,6 +534,21 @@ class _Run:
             self._trained, lr=encoder.lr, momentum=encoder.momentum, fused=True
         )
         self._ready = True
+
+    def _check_passes(self, net: nn.Module) -> None:
+        layer = self._encoder.encoding.layer
+        if layer is None:
+            return
+        seen: list[object] = []
+        handle = net.get_submodule(layer).register_forward_hook(lambda *_: seen.append(None))
+        with torch.no_grad():
+            net(self._synthetic[:2])
+        handle.remove()
+        if len(seen) > 1:
+            raise InvalidInput(
+                f"expected one pass through layer {layer}, got {len(seen)}, of which a decoder "
+                "could not say which to read; name another layer"
+            )
 
     def _step(self, net: nn.Module, factor: float) -> None:
         drawn, n = next(self._batches), len(self._records)

@@ -343,6 +343,7 @@ def verify(
     released: datetime,
     tries: int = 1,
     bits: float = BITS,
+    n_controls: int = 0,
 ) -> Verification:
     """Test a claim on a model. The verifier trusts nothing in it but what was deposited in time.
 
@@ -359,14 +360,19 @@ def verify(
         deposited: when somebody whom the verifier trusts was shown the commitment or its digest.
         released: when the model could first be seen by others.
         tries: commitments that this claimant has deposited: he may show the luckiest.
-        bits: p-value times tries must be at most 2^-bits.
+        bits: p-value times tries must be at most 2^-bits; at least 20, above which p is that of a
+            normal approximation.
+        n_controls: keys that nothing was made with, whose p-values on the same records are found
+            too, so that one sees how such keys fare; 99 take 99 times the queries.
 
     Returns:
         with `reasons` why it is refused; none if it is accepted.
 
     Raises:
-        InvalidInput: no tries at all, or dates of which one has no time zone.
+        InvalidInput: no tries at all, too few bits, or dates of which one has no time zone.
     """
+    if not bits >= -_MODERATE / math.log(2):
+        raise InvalidInput(f"expected bits of at least 20, got {bits:g}")
     if (deposited.tzinfo is None) != (released.tzinfo is None):
         raise InvalidInput("expected both dates with a time zone, or none, got one of them")
     if tries < 1:
@@ -375,12 +381,7 @@ def verify(
     if reasons:
         return Verification(0, 0, 1.0, 0.0, tuple(reasons))
     records, encoding = answer.records, commitment.encoding
-    z = encoding.chosen(answer.key, records, bytes.fromhex(commitment.root))
-    decoder = Decoder(key=answer.key, encoding=encoding, reading=commitment.reading)
-    # what was committed to are numbers in float32: of others the same digest has many
-    x = np.asarray(records.x)
-    x = x.astype(np.float32) if x.dtype.kind == "f" else x
-    scores = decoder.reader(model, records.x.shape[1:])(x)
+    scores, z = _read(model, commitment, answer.key, records)
     if not np.isfinite(scores).all():
         reason = "the model's answers on the records are not finite, and say nothing"
         return Verification(0, 0, 1.0, 0.0, (reason,))
@@ -402,15 +403,41 @@ def verify(
             f"{tries} tries, expected at most 2^-{bits:g}; the model was not trained with this "
             "key, or too little of that is left in it"
         )
+    matched, others_matched = int((scores[z] > 0).sum()), int((scores[~z] > 0).sum())
+    total, others = int(z.sum()), int((~z).sum())
+    by_chance = (others_matched + 1) / (others + 2)
     return Verification(
-        int((scores[z] > 0).sum()),
-        int(z.sum()),
+        matched,
+        total,
         float(np.exp(log_p)),
         log10_p,
         tuple(reasons),
-        int((scores[~z] > 0).sum()),
-        int((~z).sum()),
+        others_matched,
+        others,
+        float(stats.binom.logsf(matched - 1, total, by_chance) / np.log(10)),
+        tuple(_of_another_key(model, commitment, records, i) for i in range(n_controls)),
     )
+
+
+def _read(
+    model: BlackBox, commitment: Commitment, key: Key, records: Records
+) -> tuple[Floats, Mask]:
+    """Scores of records of the committed list, and which of them the key chooses."""
+    encoding = commitment.encoding
+    # what was committed to are numbers in float32: of others the same digest has many
+    x = np.asarray(records.x)
+    x = x.astype(np.float32) if x.dtype.kind == "f" else x
+    decoder = Decoder(key=key, encoding=encoding, reading=commitment.reading)
+    scores = decoder.reader(model, records.x.shape[1:])(x)
+    return scores, encoding.chosen(key, records, bytes.fromhex(commitment.root))
+
+
+def _of_another_key(model: BlackBox, commitment: Commitment, records: Records, i: int) -> float:
+    """log10 of its p-value; the same at every verification."""
+    key = Key(hashlib.sha256(f"vestige.control.v1\0{commitment.digest}\0{i}".encode()).digest())
+    scores, z = _read(model, commitment, key, records)
+    log_p = stratified_rank_test(scores, z, records.y, commitment.encoding.rate)
+    return float(log_p / np.log(10))
 
 
 def _broken(
@@ -480,10 +507,11 @@ def stratified_rank_test(scores: Floats, z: Mask, y: NDArray[Any], rate: float) 
     for label in np.unique(y):
         here = y == label
         one, n = int(z[here].sum()), int(here.sum())
+        ranks = stats.rankdata(scores[here])
+        # also of classes that add nothing to the sum: that nobody was chosen there was a toss too
+        places[here] = (ranks - (n + 1) / 2) / (n + 1)
         if not 0 < one < n:
             continue
-        ranks = stats.rankdata(scores[here])
-        places[here] = (ranks - (n + 1) / 2) / (n + 1)
         u = ranks[z[here]].sum() - one * (one + 1) / 2
         _, times = np.unique(ranks, return_counts=True)
         ties = float((times.astype(np.float64) ** 3 - times).sum()) / (n * (n - 1))

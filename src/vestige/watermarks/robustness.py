@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,13 +89,14 @@ def columns(records: Records, names: Sequence[str]) -> Mask:
     return found
 
 
-def redacted(records: Records, mask: Mask, value: float = 0.0) -> Records:
+def redacted(records: Records, mask: Mask, value: float | NDArray[Any] = 0.0) -> Records:
     """Records whose masked inputs are replaced by a value.
 
     Args:
         mask: of the shape of a record, or of its last dimensions (all channels of a picture).
         value: in the space of the inputs: black in pictures that were scaled to [0, 1] is 0, in
-            standardized ones it is (0 - mean) / deviation.
+            standardized ones it is (0 - mean) / deviation; one number, or an array that broadcasts
+            to a record, as (channels, 1, 1).
 
     Raises:
         InvalidInput: the mask does not fit a record.
@@ -102,9 +104,8 @@ def redacted(records: Records, mask: Mask, value: float = 0.0) -> Records:
     shape = records.x.shape[1:]
     if shape[len(shape) - mask.ndim :] != mask.shape:
         raise InvalidInput(f"expected a mask of a record's shape {shape}, got {mask.shape}")
-    x = np.array(records.x[:])
-    x[..., mask] = value
-    return replace(records, x=x)
+    x = np.asarray(records.x[:])
+    return replace(records, x=np.where(mask, np.asarray(value, x.dtype), x))
 
 
 def _check_width(size: int, width: int) -> None:
