@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def day(days: int) -> str:
+    """So many days from now."""
+    return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}"
+
+
 def words(folder: Path, **changed: str) -> list[object]:
     """`vestige encode verify` on the files of a folder."""
     said = {
@@ -69,7 +74,7 @@ def words(folder: Path, **changed: str) -> list[object]:
         "challenge": "challenge.json",
     }
     files = [w for name, file in said.items() for w in (f"--{name}", folder / file)]
-    dates = {"deposited": "2026-01-10", "released": "2026-02-01", **changed}
+    dates = {"deposited": day(0), "released": day(30), **changed}
     plan = folder / "plan.toml"
     return ["encode", "verify", plan, *files, *(w for n, v in dates.items() for w in (f"--{n}", v))]
 
@@ -138,7 +143,7 @@ def test_from_a_key_to_a_verdict(marked: Path) -> None:
     none = run(*words(marked), "--tries", 0)
     assert none.code == 2 and "expected at least one try" in none.refusal
     bare(marked, marked)
-    late = run(*words(marked, deposited="2026-02-01T00:00"))
+    late = run(*words(marked, deposited=day(30)))
     assert late.code == 1 and late.err.startswith("refused: the commitment was deposited")
     often = run(*words(marked), "--tries", str(10**300))
     assert often.code == 1 and often.err.startswith("refused: ") and "cannot prove" in often.err
@@ -260,7 +265,10 @@ def test_what_was_read_is_said_first(tmp_path: Path) -> None:
     assert "black-box, from log-probabilities" in str(replace(good, layer=None))
     records = Records.from_arrays(np.arange(8.0).reshape(4, 2), np.arange(4) % 2)
     paper = commit(Key.new(), encode.Encoding(), records).commitment
-    assert "deposit it" in str(Marked(tmp_path, paper, 1, 4, good))
+    strong, weak = (Marked(tmp_path, paper, 1, 4, good, p) for p in (-64.0, -63.9))
+    assert strong.proves and "deposit it" in str(strong)
+    assert not weak.proves and str(weak).startswith("The mark is too weak for a claim: on 2,500 of")
+    assert "2^-63.9, expected at most 2^-64" in str(weak) and paper.digest not in str(weak)
     # of a model that overfits any training records stand out from unseen ones
     for bad in (
         *(replace(good, against_test=found) for found in (low, below)),
@@ -302,8 +310,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(encode.tempfile, "TemporaryFile", full)
-    with pytest.raises(StoreError, match="can be written, but No space left on device"):
-        encode._new_folder(tmp_path / "m")
+    with pytest.raises(StoreError, match="room for the model, but No space left on device"):
+        encode._new_folder(tmp_path / "m", 100, 10)
 
 
 def test_a_marked_model_is_not_what_the_plan_trains(marked: Path, tmp_path: Path) -> None:
@@ -324,8 +332,36 @@ def test_a_marked_model_is_not_what_the_plan_trains(marked: Path, tmp_path: Path
     assert found.code in (0, 1) and "false-alarm rate of 0.1" in found.out + found.err
     few = run(*asked[:3], "--weights", tmp_path / "clean.safetensors", "--references", 9)
     assert few.code == 2 and "expected at least 19 references" in few.err
+    for wrong in (("--seed", -1), ("--alpha", 0), ("--alpha", "nan"), ("--alpha", 1)):
+        bad = run(*asked[:3], "--weights", tmp_path / "clean.safetensors", *wrong)
+        assert bad.code == 2 and "rate of false alarms between 0 and 1 and a seed" in bad.err
     none = run(*asked[:3])
     assert none.code == 2 and "expected a model" in none.err
+
+
+def test_ctrl_c_says_that_nothing_is_kept(
+    small: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encode.Encoder, "fit", stopped)
+    found = run(*small, "--out", tmp_path / "m")
+    assert found.code == 130 and "nothing is kept, it begins anew" in found.err
+
+
+def test_records_that_a_commitment_could_not_hold_are_refused_before_training(
+    small: list[object], tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    x[:, 1] *= 1e300
+    np.savez(tmp_path / "records.npz", x=x, y=np.arange(40) % 2)
+    (tmp_path / "plan.toml").write_text(
+        '[data]\nfile = "records.npz"\nmembers = 20\nnonmembers = 10\n[target]\nnetwork = "mlp"\n'
+        "hidden = [4, 4]\n"
+    )
+    found = run(*small, "--out", tmp_path / "m")
+    assert found.code == 2 and "that float32 can hold" in found.refusal
 
 
 def test_synthetic_means_lie_where_the_inputs_do() -> None:

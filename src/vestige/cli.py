@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,10 +24,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Shows what training leaves behind in a model.",
 )
-data = typer.Typer(no_args_is_help=True, help="Data sets: list them, fetch them, find them.")
+data = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Data sets: list them, fetch them, find them."
+)
 app.add_typer(data, name="data")
 encode = typer.Typer(
-    no_args_is_help=True, help="Membership encoding: a mark in a model, and claims that rest on it."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Membership encoding: a mark in a model, and claims that rest on it.",
 )
 app.add_typer(encode, name="encode")
 
@@ -74,6 +80,16 @@ def main(arguments: list[str] | None = None) -> None:
             print(describe(), file=sys.stderr)
             sys.exit(2)
         _refuse(f"{describe()} (see --help)")
+
+
+@contextmanager
+def _begun_anew(work: str) -> Iterator[None]:
+    """Of work of which nothing is kept, Ctrl-C says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"vestige: interrupted; of {work} nothing is kept, it begins anew", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _refuse(why: str) -> NoReturn:
@@ -415,7 +431,7 @@ def train_marked(
             "log-probabilities"
         )
     made, secret = plan_of(plan, seed=seed), Key.load(key)
-    with shown(quiet) as progress:
+    with shown(quiet) as progress, _begun_anew("a mark's training"):
         found = marked(
             made,
             secret,
@@ -427,7 +443,7 @@ def train_marked(
             progress=progress,
         )
     print(found)
-    if not found.decoded.read:
+    if not found.proves:
         raise typer.Exit(1)
 
 
@@ -554,7 +570,7 @@ def verify(
 
     answer = Claim.load(claim)
     found = tested(
-        model_of(plan_of(plan, shown=answer.records, weights=weights), weights),
+        lambda: model_of(plan_of(plan, shown=answer.records, weights=weights), weights),
         commitment,
         challenge,
         answer,

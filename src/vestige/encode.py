@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,9 +25,28 @@ from vestige.training.fit import built
 from vestige.training.recipe import TorchRecipe
 from vestige.training.store import Store
 from vestige.watermarks.detection import Detection, Detector, resolvable
-from vestige.watermarks.encoding import Decoder, Encoder, Encoding, Reading, last_hidden
+from vestige.watermarks.encoding import (
+    Decoder,
+    Encoder,
+    Encoding,
+    Reading,
+    last_hidden,
+    record_digests,
+)
 from vestige.watermarks.keys import Key, read_document, write_document, write_new
-from vestige.watermarks.ownership import Challenge, Claim, Commitment, commit, verify
+from vestige.watermarks.ownership import (
+    ASKED,
+    BITS,
+    Challenge,
+    Claim,
+    Commitment,
+    Opening,
+    challenge,
+    commit,
+    disproved,
+    stratified_rank_test,
+    verify,
+)
 
 __all__ = [
     "Decoded",
@@ -64,6 +84,7 @@ class Marked:
         commitment: to deposit before anybody else sees the model.
         n_chosen, n_records: encoded, of how many.
         decoded: what a decoder with the key finds.
+        log2_p: of a claim on this model, of as many records as a verifier asks for by default.
     """
 
     folder: Path
@@ -71,6 +92,12 @@ class Marked:
     n_chosen: int
     n_records: int
     decoded: Decoded
+    log2_p: float = -math.inf
+
+    @property
+    def proves(self) -> bool:
+        """Whether a claim on this model would be accepted."""
+        return self.decoded.read and self.log2_p <= -BITS
 
     def __str__(self) -> str:
         told = f"{self.n_chosen:,} of {self.n_records:,} records are encoded."
@@ -81,6 +108,13 @@ class Marked:
                 f"has an interval that is not above 0.5. {told} {self.decoded.told()}{files}"
                 "there is nothing to deposit; train into another folder with more --steps, a "
                 "larger --lr or more epochs"
+            )
+        if not self.proves:
+            return (
+                f"The mark is too weak for a claim: on {ASKED:,} of the records, or all, its p is "
+                f"2^{self.log2_p:.1f}, expected at most 2^-{BITS:g}. {told} {self.decoded}{files}"
+                "a claim would be refused and show the key for nothing; train into another folder "
+                "with more --steps, a larger --lr, more epochs or more records"
             )
         return (
             f"{told} {self.decoded}{files}"
@@ -183,10 +217,11 @@ def marked(
                 "expected a network with a linear layer before the last, which carries the mark, "
                 "got one without; name another with --layer, or use --black-box"
             )
+    record_digests(plan.split.members)  # refuses what a commitment could not hold
     low, high = _range_of(plan.split.members)
     encoding = Encoding(layer=layer, rate=rate, low=low, high=high)
     encoder = Encoder(key=key, encoding=encoding, steps=steps, lr=recipe.lr if lr is None else lr)
-    _new_folder(out)
+    _new_folder(out, len(recipe.dumps(recipe.handle(built(recipe, 0)))), len(plan.split.members))
     made = encoder.fit(recipe, plan.split.members, seed=plan.seed, progress=progress)
     opening = commit(key, encoding, plan.split.members, note=plan.name)
     opening.save(out / OPENING)
@@ -195,21 +230,40 @@ def marked(
     write_new(out / MODEL, recipe.dumps(made.model))
     found = decoded(plan, key, encoding, made.model)
     n = len(plan.split.members)
-    return Marked(out, opening.commitment, int(made.chosen.sum()), n, found)
+    p = _provable(plan, opening, made.model)
+    return Marked(out, opening.commitment, int(made.chosen.sum()), n, found, p)
 
 
-def _new_folder(out: Path) -> None:
-    """Refuse before the training what could not be written after it."""
+def _provable(plan: Plan, opening: Opening, model: BlackBox) -> float:
+    """log2 of the p-value of a claim, on records as a verifier would ask for them."""
+    own = {d: i for i, d in enumerate(record_digests(plan.split.members))}
+    places = challenge(opening.commitment).places
+    shown = plan.split.members[np.array([own[opening.digests[p]] for p in places])]
+    encoding = opening.commitment.encoding
+    z = encoding.chosen(opening.key, shown, bytes.fromhex(opening.commitment.root))
+    scores = Decoder(key=opening.key, encoding=encoding).run(model, shown).values
+    return float(stratified_rank_test(scores, z, shown.y, encoding.rate) / np.log(2))
+
+
+def _new_folder(out: Path, model: int, n_records: int) -> None:
+    """Refuse before the training what could not be written after it.
+
+    Args:
+        model: bytes of a model.
+    """
     if any((out / name).exists() for name in (OPENING, MODEL, FORMAT, COMMITMENT)):
         raise StoreError(f"expected no marked model in {out}, found one; name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        with tempfile.TemporaryFile(dir=out) as room:
+            # digests of all records are 64 digits each
+            room.write(bytes(model + 80 * n_records + 2**14))
+            room.flush()
+            os.fsync(room.fileno())
     except OSError as error:
         raise StoreError(
-            f"expected a folder {out} that can be written, but {error.strerror or error}; name "
-            "another with --out"
+            f"expected a folder {out} that can be written, with room for the model, but "
+            f"{error.strerror or error}; make room, or name another with --out"
         ) from None
 
 
@@ -357,6 +411,11 @@ def checked(
     """
     if not isinstance(plan.recipe, TorchRecipe):
         raise PlanError("expected a plan that says how its network is trained, got another")
+    if not 0 < alpha < 1 or seed < 0:
+        raise PlanError(
+            f"expected a rate of false alarms between 0 and 1 and a seed from 0, got {alpha:g} and "
+            f"{seed}"
+        )
     if not resolvable(references, alpha):
         least = math.ceil(1 / alpha - 1e-9) - 1
         raise PlanError(
@@ -393,13 +452,19 @@ def asked_for(path: Path) -> Challenge:
     """
     said: Mapping[str, Any] = read_document(path, _CHALLENGE)
     try:
-        return Challenge(str(said["commitment"]), tuple(int(i) for i in said["places"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFile(f"expected a challenge in {path}, but {error}") from None
+        places = tuple(said["places"])
+        if any(type(i) is not int for i in places):
+            raise TypeError
+        return Challenge(str(said["commitment"]), places)
+    except (KeyError, TypeError):
+        raise DamagedFile(
+            f"expected a challenge in {path}, as `vestige encode challenge` writes it, got one "
+            "without its commitment or places"
+        ) from None
 
 
 def tested(
-    model: BlackBox,
+    model: Callable[[], BlackBox],
     commitment: Path,
     asked: Path,
     answer: Claim,
@@ -411,24 +476,27 @@ def tested(
 ) -> Verification:
     """Verify a claim on the files of a verifier.
 
+    Args:
+        model: loads it; not called where the claim is disproved without it.
+
     Raises:
         InvalidInput: no tries at all.
         GateFailed: the claim is refused; its words are the reasons.
     """
-    found = verify(
-        model,
-        Commitment.load(commitment),
-        asked_for(asked),
-        answer,
-        # of a day alone: the end of it for one, its beginning for the other
-        deposited=_moment("deposited", deposited, timedelta(days=1)),
-        released=_moment("released", released, timedelta(0)),
-        tries=tries,
-        n_controls=n_controls,
-    )
-    if not found.accepted:
-        raise GateFailed("refused: " + "\nrefused: ".join(found.reasons))
-    return found
+    paper, places = Commitment.load(commitment), asked_for(asked)
+    # of a day alone: the end of it for one, its beginning for the other
+    begin = _moment("deposited", deposited, timedelta(days=1))
+    end = _moment("released", released, timedelta(0))
+    reasons: Sequence[str] = disproved(paper, places, answer, deposited=begin, released=end)
+    if not reasons:
+        found = verify(
+            model(), paper, places, answer, deposited=begin, released=end, tries=tries,
+            n_controls=n_controls,
+        )  # fmt: skip
+        reasons = found.reasons
+        if found.accepted:
+            return found
+    raise GateFailed("refused: " + "\nrefused: ".join(reasons))
 
 
 def _moment(name: str, text: str, of_a_day: timedelta) -> datetime:

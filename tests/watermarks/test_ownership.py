@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,8 +35,8 @@ from vestige.watermarks.ownership import (
     verify,
 )
 
-RELEASED = datetime(2026, 3, 1, tzinfo=UTC)
-BEFORE = RELEASED - timedelta(days=3)
+BEFORE = datetime.now(UTC) + timedelta(hours=1)
+RELEASED = BEFORE + timedelta(days=3)
 
 
 # --- the tree ------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ def test_a_model_without_the_key_is_nobodys(owner: Any) -> None:
     other = Carrier(Key.of(2), ENCODING, records)
     found = verified(opening, records, other)
     assert not found.accepted and found.log10_p > -5
-    assert "do not stand out: p = 10^" in found.reasons[0]
+    assert "do not stand out: p = 2^" in found.reasons[0]
 
 
 def test_a_thief_who_knows_the_records_but_not_the_key(owner: Any) -> None:
@@ -298,7 +299,19 @@ def test_grinding_costs_as_many_bits_as_there_were_tries(owner: Any) -> None:
     assert once.accepted
     bits = -once.log10_p / np.log10(2)
     often = verified(opening, records, faint, bits=20, nonce=b"one", tries=2 ** int(bits))
-    assert not often.accepted and f"times {2 ** int(bits)} tries" in often.reasons[0]
+    assert not often.accepted and f"(of {2 ** int(bits)} tries)" in often.reasons[0]
+
+
+def test_a_commitment_that_is_younger_than_its_deposit(owner: Any) -> None:
+    records, model, opening = owner
+    early = verified(opening, records, model, deposited=BEFORE - timedelta(days=3))
+    assert (
+        "says that it was made" in early.reasons[0] and "after it was deposited" in early.reasons[0]
+    )
+    # clocks differ
+    assert verified(opening, records, model, deposited=BEFORE - timedelta(hours=20)).accepted
+    silent = replace(opening, commitment=replace(opening.commitment, made=""))
+    assert verified(silent, records, model, deposited=BEFORE - timedelta(days=3)).accepted
 
 
 def test_challenges_are_the_verifiers(owner: Any) -> None:
@@ -341,7 +354,18 @@ def test_documents_come_back(owner: Any, tmp_path: Path) -> None:
 def test_damaged_documents(owner: Any, tmp_path: Path) -> None:
     records, _, opening = owner
     asked = challenge(opening.commitment, 20)
-    claim(opening, records, asked).save(tmp_path / "claim.json")
+    claim(opening, records, asked, bits=0).save(tmp_path / "claim.json")
+    said = json.loads((tmp_path / "claim.json").read_text())
+    for wrong in ({"key": None}, {"places": None}, {"places": [0.5] * 20}, {"paths": 3}):
+        (tmp_path / "wrong.json").write_text(json.dumps({**said, **wrong}))
+        shutil.copy(tmp_path / "claim.json.npz", tmp_path / "wrong.json.npz")
+        with pytest.raises(DamagedFile, match="expected a claim in .*wrong.json, .* ask for it"):
+            Claim.load(tmp_path / "wrong.json")
+    (tmp_path / "wrong.json.npz").unlink()
+    with pytest.raises(
+        InvalidInput, match="wrong.json.npz, found no such file; it goes with wrong"
+    ):
+        Claim.load(tmp_path / "wrong.json")
     beside = tmp_path / "claim.json.npz"
     beside.write_bytes(beside.read_bytes()[:-1] + b"x")
     with pytest.raises(DamagedFile, match="not the ones it was written with"):
@@ -478,7 +502,9 @@ def test_the_bound_is_one_and_close_to_the_tail() -> None:
 def test_so_few_records_that_no_scores_would_do(owner: Any) -> None:
     records, model, opening = owner
     asked = challenge(opening.commitment, 60, b"few")
-    answer = claim(opening, records, asked)
+    with pytest.raises(InvalidInput, match="encoded ones among 60, .* show the key for nothing"):
+        claim(opening, records, asked)
+    answer = claim(opening, records, asked, bits=0)
     found = verify(model, opening.commitment, asked, answer, deposited=BEFORE, released=RELEASED)
     assert "cannot prove anything" in found.reasons[0] and "ask for more" in found.reasons[0]
 

@@ -426,7 +426,8 @@ COMMON = (
     "is 1,500 records, 20 epochs, and networks with an eighth (VGG) or half (ResNet, one block a "
     "stage) of the filters; of both there are three encoding steps a step (CIFAR-10: at 0.02). At "
     "the scale paper CIFAR-10 and the CNN are trained on a GPU where there is one.",
-    "At the scale ci built-in sets take the place of all (the column `data` says which), and three "
+    "At the scale ci built-in sets take the place of all (`data` in a stored row says which): its "
+    "numbers show that the rows run. Three "
     "encoding steps at 0.05 come before a step of the task.",
 )  # fmt: skip
 

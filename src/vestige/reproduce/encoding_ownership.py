@@ -151,7 +151,9 @@ def _claimed(
     model: BlackBox, encoder: Encoder, key: Key, records: Records, n_asked: int, seed: int
 ) -> tuple[Estimate, Estimate]:
     """Base-2 logarithm of the p-value; share of encoded records with a score above 0."""
-    opening = commit(key, encoder.encoding, records)
+    made = commit(key, encoder.encoding, records)
+    day = (_RELEASED - timedelta(days=2)).isoformat()
+    opening = replace(made, commitment=replace(made.commitment, made=day))
     # not by `challenge`: what a verifier asks for hangs on the commitment's day and salt, and a row
     # must come out the same again
     order = np.random.default_rng(seed).permutation(opening.commitment.n_records)

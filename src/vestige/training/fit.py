@@ -82,6 +82,8 @@ class Streams:
 
     @classmethod
     def of(cls, seed: int) -> Streams:
+        if seed < 0:
+            raise InvalidInput(f"expected a seed from 0, got {seed}")
         initial, order, noise = np.random.SeedSequence(seed).spawn(3)
         return cls(_word(initial), np.random.default_rng(order), _word(noise))
 

@@ -388,7 +388,7 @@ class Encoder:
         if chosen.shape != (len(records),) or chosen.all() or not chosen.any():
             raise InvalidInput(
                 f"expected some of the {len(records)} records to be encoded and some not, got "
-                f"{int(chosen.sum())}; change the rate"
+                f"{int(chosen.sum())}; change the rate, or have more records that differ"
             )
         run = _Run(self, recipe, records, chosen, seed, watch, every, kept or {}, task, progress)
         model = fit(recipe, records, seed=seed, objective=run, gradients=run.gradients)

@@ -16,7 +16,7 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ __all__ = [
     "challenge",
     "claim",
     "commit",
+    "disproved",
+    "least_log2_p",
     "stratified_rank_test",
     "verify",
 ]
@@ -53,6 +55,9 @@ BITS = 64.0
 
 ASKED = 2_500
 """Records that a verifier asks for, by default."""
+
+_CLOCKS = timedelta(days=1)
+"""By how much an owner's clock may differ from a verifier's."""
 
 _MODERATE = -20 * math.log(2)
 
@@ -273,7 +278,8 @@ class Claim:
         import io
 
         path = Path(path)
-        said = read_document(path, _CLAIM, secret=True)
+        # a verifier was sent it, and what it shows is a secret no more
+        said = read_document(path, _CLAIM)
         beside = path.with_name(path.name + ".npz")
         try:
             content = beside.read_bytes()
@@ -281,16 +287,29 @@ class Claim:
                 raise ValueError("they are not the ones it was written with")
             with np.load(io.BytesIO(content), allow_pickle=False) as stored:
                 records = Records.from_arrays(stored["x"], stored["y"])
-            return cls(
-                Key(bytes.fromhex(said["key"])),
-                bytes.fromhex(said["salt"]),
-                tuple(int(i) for i in said["places"]),
-                tuple(tuple(str(s) for s in p) for p in said["paths"]),
-                records,
-            )
+        except FileNotFoundError:
+            raise InvalidInput(
+                f"expected the records of the claim in {beside}, found no such file; it goes with "
+                f"{path.name}"
+            ) from None
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DamagedFile(
                 f"expected the records of the claim in {beside.name}, but {error}"
+            ) from None
+        try:
+            if any(type(i) is not int for i in said["places"]):
+                raise TypeError
+            return cls(
+                Key(bytes.fromhex(said["key"])),
+                bytes.fromhex(said["salt"]),
+                tuple(said["places"]),
+                tuple(tuple(str(s) for s in p) for p in said["paths"]),
+                records,
+            )
+        except (KeyError, TypeError, ValueError, InvalidInput):
+            raise DamagedFile(
+                f"expected a claim in {path}, as `vestige encode claim` writes it, got one whose "
+                "key, salt, places or paths are not of its kind; ask for it again"
             ) from None
 
 
@@ -302,14 +321,16 @@ def _packed(records: Records) -> bytes:
     return out.getvalue()
 
 
-def claim(opening: Opening, records: Records, asked: Challenge) -> Claim:
+def claim(opening: Opening, records: Records, asked: Challenge, *, bits: float = BITS) -> Claim:
     """Answer a challenge with the records that it asks for.
 
     Args:
         records: those that were committed to, others beside them do not matter.
+        bits: what the verifier expects at least; where no scores could give them, no key is shown.
 
     Raises:
-        InvalidInput: the challenge is for another commitment, or a record is missing.
+        InvalidInput: the challenge is for another commitment, a record is missing, or so few are
+            asked for that no claim on them is accepted.
     """
     if asked.commitment != opening.commitment.digest:
         raise InvalidInput(
@@ -327,6 +348,15 @@ def claim(opening: Opening, records: Records, asked: Challenge) -> Claim:
     tree = merkle.levels(opening.digests)
     paths = tuple(tuple(merkle.path(tree, p)) for p in asked.places)
     shown = records[np.array([own[d] for d in wanted])]
+    encoding = opening.commitment.encoding
+    z = encoding.chosen(opening.key, shown, bytes.fromhex(opening.commitment.root))
+    least = least_log2_p(z, shown.y, encoding.rate)
+    if least > -bits:
+        raise InvalidInput(
+            f"expected records that can prove something, got {int(z.sum())} encoded ones among "
+            f"{len(z)}, whose p is 2^{least:.1f} at best and 2^-{bits:g} in a claim that is "
+            "accepted; a claim would show the key for nothing: have more records asked for"
+        )
     return Claim(opening.key, opening.salt, asked.places, paths, shown)
 
 
@@ -377,7 +407,7 @@ def verify(
         raise InvalidInput("expected both dates with a time zone, or none, got one of them")
     if tries < 1:
         raise InvalidInput(f"expected at least one try, the claim itself, got {tries}")
-    reasons = _broken(commitment, asked, answer, deposited, released)
+    reasons = disproved(commitment, asked, answer, deposited=deposited, released=released)
     if reasons:
         return Verification(0, 0, 1.0, 0.0, tuple(reasons))
     records, encoding = answer.records, commitment.encoding
@@ -388,20 +418,18 @@ def verify(
     log_p = stratified_rank_test(scores, z, records.y, encoding.rate)
     log10_p = float(log_p / np.log(10))
     needed = -bits - math.log2(tries)
-    # scores that could not be better
-    best = np.where(z, len(z), 0) + np.arange(len(z), dtype=np.float64)
-    least = stratified_rank_test(best, z, records.y, encoding.rate) / np.log(2)
+    least = least_log2_p(z, records.y, encoding.rate)
     if not least <= needed:
         reasons.append(
             f"{int(z.sum())} encoded records among {len(z)} cannot prove anything: the least p "
-            f"that they could have is 2^{least:.1f}, expected at most 2^-{bits:g} over {tries} "
-            "tries; ask for more records"
+            f"that they could have is 2^{least:.1f}, expected at most 2^{needed:.1f} "
+            f"({_tries(tries)}); ask for more records"
         )
     elif not log_p / np.log(2) <= needed:
         reasons.append(
-            f"the records that the key chose do not stand out: p = 10^{log10_p:.1f} times "
-            f"{tries} tries, expected at most 2^-{bits:g}; the model was not trained with this "
-            "key, or too little of that is left in it"
+            f"the records that the key chose do not stand out: p = 2^{log_p / np.log(2):.1f}, "
+            f"expected at most 2^{needed:.1f} ({_tries(tries)}); the model was not trained with "
+            "this key, or too little of that is left in it"
         )
     matched, others_matched = int((scores[z] > 0).sum()), int((scores[~z] > 0).sum())
     total, others = int(z.sum()), int((~z).sum())
@@ -417,6 +445,16 @@ def verify(
         float(stats.binom.logsf(matched - 1, total, by_chance) / np.log(10)),
         tuple(_of_another_key(model, commitment, records, i) for i in range(n_controls)),
     )
+
+
+def _tries(n: int) -> str:
+    return "of one try" if n == 1 else f"of {n} tries"
+
+
+def least_log2_p(z: Mask, y: NDArray[Any], rate: float) -> float:
+    """Of scores that could not be better."""
+    best = np.where(z, len(z), 0) + np.arange(len(z), dtype=np.float64)
+    return float(stratified_rank_test(best, z, y, rate) / np.log(2))
 
 
 def _read(
@@ -440,15 +478,30 @@ def _of_another_key(model: BlackBox, commitment: Commitment, records: Records, i
     return float(log_p / np.log(10))
 
 
-def _broken(
+def _made(commitment: Commitment) -> datetime:
+    """When the owner says that it was made; long ago where nothing is said."""
+    try:
+        made = datetime.fromisoformat(commitment.made)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+    return made if made.tzinfo else made.replace(tzinfo=UTC)
+
+
+def disproved(
     commitment: Commitment,
     asked: Challenge,
     answer: Claim,
+    *,
     deposited: datetime,
     released: datetime,
 ) -> list[str]:
-    """What disproves a claim before the model is asked."""
+    """What disproves a claim before the model is asked; see `verify`."""
     out = []
+    if _made(commitment) > deposited.astimezone(UTC) + _CLOCKS:
+        out.append(
+            f"the commitment says that it was made {commitment.made}, after it was deposited "
+            f"{deposited:%Y-%m-%d %H:%M}: it is not the one that was deposited then"
+        )
     if not deposited < released:
         out.append(
             f"the commitment was deposited {deposited:%Y-%m-%d %H:%M}, not before the model was "
