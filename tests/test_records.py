@@ -340,7 +340,10 @@ def test_labels_that_are_refused(labels, why):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ({"x": np.zeros((2, 1)), "y": [0]}, "as many ids as records as labels, got 1, 2 and 1"),
+        (
+            {"x": np.zeros((2, 1)), "y": [0]},
+            "one label and one id a record, got 2 records, 1 labels and 1 ids",
+        ),
         ({"x": np.zeros((2, 1)), "y": [0, -1]}, "labels from 0, got -1; map the classes"),
         ({"x": np.zeros((2, 1)), "y": [0, 1], "ids": [3, 3]}, "unique ids"),
         ({"x": np.zeros((2, 1)), "y": [0, 1], "ids": [0.5, 1]}, "integers or strings"),

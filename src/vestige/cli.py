@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -494,8 +494,11 @@ def check(
     made = plan_of(plan)
     model = model_of(made, weights)
     drawn = secrets.randbelow(2**31) if seed is None else seed
-    print(f"seed {drawn}: with --seed {drawn} a check that was stopped goes on", file=sys.stderr)
-    with shown(quiet) as progress, one_thread():
+    if store is not None:
+        again = f"seed {drawn}: with --seed {drawn} and this store a check that was stopped goes on"
+        print(again, file=sys.stderr)
+    lost = nullcontext() if store is not None else _begun_anew("a check without --store")
+    with shown(quiet) as progress, one_thread(), lost:
         found = checked(
             made,
             model,
@@ -521,7 +524,8 @@ def challenge(
 
     asked = drawn(Commitment.load(commitment), n)
     save_challenge(out, asked)
-    print(f"{len(asked.places):,} records are asked for: {out}")
+    all_of_them = ", all there are" if len(asked.places) < n else ""
+    print(f"{len(asked.places):,} records are asked for{all_of_them}: {out}")
 
 
 @encode.command()

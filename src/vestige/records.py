@@ -111,8 +111,8 @@ class Records:
             )
         if not len(self.ids) == len(self.x) == len(self.y):
             raise InvalidInput(
-                f"expected as many ids as records as labels, got {len(self.ids)}, {len(self.x)} "
-                f"and {len(self.y)}; drop the extra ones"
+                f"expected one label and one id a record, got {len(self.x)} records, "
+                f"{len(self.y)} labels and {len(self.ids)} ids; drop the extra ones"
             )
         if len(np.unique(self.ids)) != len(self.ids):
             raise InvalidInput("expected unique ids, got repeated ones; number the records anew")
