@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from vestige.reproduce.encoding import COMMON, MNIST, PAPER
 from vestige.reproduce.encoding_measures import measure
 from vestige.reproduce.experiment import Column, Experiment, Figure, Row
@@ -61,24 +63,37 @@ def _rows() -> tuple[Row, ...]:
 def _drawn(results: Sequence[RowResult]) -> Figure | None:
     from vestige.reproduce import row_of
 
-    shown = [r for r in results if {"auc", "accuracy_drop"} <= set(r.estimates)]
+    shown = [
+        r
+        for r in results
+        if all(r.estimates[name].value is not None for name in ("auc", "accuracy_drop"))
+    ]
     if not shown:
         return None
-    sheet = Sheet(4.6)
+    sheet = Sheet(4.6 + 0.08 * len(shown))
     with sheet.styled():
-        for result in shown:
+        for number, result in enumerate(shown, 1):
             lost, auc = result.estimates["accuracy_drop"], result.estimates["auc"]
-            if lost.value is None or auc.value is None:
-                continue
-            at = (100 * lost.value, auc.value)
-            if auc.low is not None and auc.high is not None:
-                sheet.axes.plot([at[0], at[0]], [auc.low, auc.high], color=MUTED, linewidth=0.8)
-            sheet.axes.plot(*at, "o", color=COLORS[0], markersize=4)
+            x, y = (np.array([e.low, e.value, e.high], dtype=float) for e in (lost, auc))
+            sheet.axes.plot(100 * x[::2], y[[1, 1]], color=MUTED, linewidth=0.4, alpha=0.6)
+            sheet.axes.plot(100 * x[[1, 1]], y[::2], color=MUTED, linewidth=0.4, alpha=0.6)
             said = row_of(result).title.partition(": ")[2]
-            sheet.axes.annotate(said, at, (4, 3), textcoords="offset points", fontsize=6)
+            at = (100 * x[1], y[1])
+            sheet.axes.plot(
+                *at,
+                marker=f"${number}$",
+                color=COLORS[0],
+                markersize=5 if number < 10 else 9,
+                markeredgewidth=0,
+                linestyle="",
+                label=said,
+            )
         sheet.axes.set(xlabel="accuracy lost, points", ylabel="AUC, unseen records")
-        sheet.axes.margins(x=0.2)
-    caption = "AUC against unseen records by the points of accuracy that the encoding cost."
+        sheet.canvas.legend(loc="outside lower center", ncols=2, fontsize=6)
+    caption = (
+        "AUC against unseen records by the points of accuracy that the encoding cost, with 95 % "
+        "intervals of both."
+    )
     return Figure("frontier", caption, sheet.svg())
 
 
