@@ -24,14 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Shows what training leaves behind in a model.",
 )
-data = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Data sets: list them, fetch them, find them."
-)
+data = typer.Typer(no_args_is_help=True, help="Data sets: list them, fetch them, find them.")
 app.add_typer(data, name="data")
 encode = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Membership encoding: a mark in a model, and claims that rest on it.",
+    no_args_is_help=True, help="Membership encoding: a mark in a model, and claims that rest on it."
 )
 app.add_typer(encode, name="encode")
 

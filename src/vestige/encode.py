@@ -92,7 +92,7 @@ class Marked:
     n_chosen: int
     n_records: int
     decoded: Decoded
-    log2_p: float = -math.inf
+    log2_p: float = 0.0
 
     @property
     def proves(self) -> bool:
